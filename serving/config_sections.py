@@ -1,0 +1,194 @@
+"""The sections of the configuration file; config.py reads and joins them.
+
+Sizes in bytes, times in seconds, lengths in tokens unless a field says otherwise.
+"""
+
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_IMPORT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+# pydantic-settings has no validation context, so the file's folder comes in through this one.
+config_folder: ContextVar[Path | None] = ContextVar("lorebase_config_folder", default=None)
+
+
+def _resolve(path: Path) -> Path:
+    return ((config_folder.get() or Path.cwd()) / path.expanduser()).resolve()
+
+
+ConfigPath = Annotated[Path, AfterValidator(_resolve)]
+"""A path that is relative to the configuration file's folder, made absolute."""
+
+ImportString = Annotated[str, Field(pattern=_IMPORT)]
+"""`package.module:attribute`."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class ClusterSection(Section):
+    """Where Ray runs and where this instance keeps its files."""
+
+    address: str = "local"
+    """`local` starts Ray in this process tree; `auto` or an address joins a running cluster."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of a local cluster; None takes what the machine has."""
+    state_dir: ConfigPath = Path("lorebase-state")
+    """Catalog, artifacts, metrics and the lock of this instance."""
+    object_store_bytes: int = Field(default=128 << 20, ge=80 << 20)
+    """Bound of Ray's shared memory. Requests travel by value, so it stays almost empty."""
+
+
+class CatalogSection(Section):
+    """The catalog: the truth about bases, adapters, routes and upgrades."""
+
+    url: str | None = None
+    """SQLAlchemy URL; None is SQLite in the state directory. Several nodes need Postgres."""
+
+
+class ArtifactsSection(Section):
+    """The content-addressed store of adapters, kits and evaluation sets."""
+
+    root: ConfigPath | None = None
+    """None is `artifacts` in the state directory. Several nodes need a shared file system."""
+
+
+class BaseEntry(Section):
+    """A base model that this instance may serve."""
+
+    id: str = Field(pattern=_ID)
+    path: ConfigPath
+    """Directory with config.json, tokenizer.json and safetensors weights."""
+    dtype: str = "auto"
+    """`auto` chooses what the hardware computes fast; otherwise a torch dtype's name."""
+
+
+class TlsSection(Section):
+    """Server certificate for gRPC and HTTP."""
+
+    cert: ConfigPath
+    """PEM file with the certificate chain."""
+    key: ConfigPath
+    """PEM file with the private key."""
+
+
+class ServingSection(Section):
+    """The request plane: gateways, their ports and bounds."""
+
+    base: str | None = None
+    """Current base of a new catalog; None is the first of `bases`. A catalog that has a current
+    base keeps it: after an upgrade the configuration need not change."""
+    gateways: int = Field(default=2, ge=1, le=64)
+    """Gateway replicas. They share the ports below; two or more survive the loss of one."""
+    host: str = "127.0.0.1"
+    """Address to bind. The default admits this machine only."""
+    grpc_port: int = Field(default=50051, ge=0, le=65535)
+    """0 takes a free port at start."""
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    """0 takes a free port at start."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Requests that one gateway has at the engines at a time."""
+    max_queue: int = Field(default=1024, ge=0)
+    """Requests that one gateway lets wait; the next one gets RESOURCE_EXHAUSTED."""
+    drain_s: float = Field(default=30.0, ge=0, le=600)
+    """Seconds that requests in flight get to finish when a gateway stops."""
+    resume_attempts: int = Field(default=30, ge=0, le=100)
+    """Resubmissions of one request whose engine died. They wait 0.1 s to 1 s each, which covers
+    the ~20 s that a single engine needs to come back."""
+    publish_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    """Seconds that a change of routes may take to reach all gateways."""
+    tls: TlsSection | None = None
+
+
+class EngineSection(Section):
+    """How every engine runs. Memory in bytes, lengths in tokens."""
+
+    backend: Literal["async", "inprocess"] = "async"
+    """`async` is vLLM's AsyncLLM; `inprocess` steps the engine on a thread and starts faster."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Engine replicas per base."""
+    dtype: str = "auto"
+    """Used for bases that don't name one themselves."""
+    max_loras: int = Field(default=16, ge=1)
+    """Distinct adapters in one batch."""
+    max_cpu_loras: int = Field(default=256, ge=1)
+    """Adapters kept parsed in memory."""
+    max_lora_rank: int = Field(default=64, ge=1)
+    max_model_len: int = Field(default=1024, ge=16)
+    """Prompt and completion together."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Sequences in one batch."""
+    kv_cache_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for the engine's kernels; 0 leaves the choice to it."""
+
+
+class GatewaySection(Section):
+    """What is plugged into the gateways, as import strings.
+
+    The request path never imports the background path; the two meet here.
+    """
+
+    extra_servicers: tuple[ImportString, ...] = ("lorebase.transfer.upgrade.servicer:install",)
+    """`install(server, context)` functions that add gRPC services."""
+    kit_check: ImportString | None = "lorebase.transfer.kit:check_kit"
+    """`check(directory, base_shapes, limits)` for uploaded kits; None refuses kits."""
+
+
+class LimitsSection(Section):
+    """Sizes beyond which a request or an upload is refused."""
+
+    max_prompt_chars: int = Field(default=200_000, ge=1)
+    max_new_tokens: int = Field(default=4096, ge=1)
+    max_adapter_rank: int = Field(default=64, ge=1)
+    max_artifact_bytes: int = Field(default=1 << 30, ge=1)
+    """Of one upload, unpacked."""
+    max_evaluation_examples: int = Field(default=100_000, ge=1)
+
+
+class UpgradeSection(Section):
+    """Defaults of upgrades; the transfer package reads them."""
+
+    margin: float = Field(default=0.05, gt=0, lt=1)
+    """How much worse than the source the shadow may be, in accuracy or agreement (0 to 1)."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of the intervals on which the gate decides."""
+    negative_flip_budget: float = Field(default=0.05, ge=0, lt=1)
+    """Share of inputs that the source had right and the shadow may have wrong."""
+    min_examples: int = Field(default=100, ge=1)
+    """Fewer paired examples are inconclusive, whatever they say."""
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    """Attempts at one migration, the first included; each later one uses more samples."""
+    samples: int = Field(default=250, ge=1)
+    """Synthetic inputs to distil on: |D| of the paper's experiments."""
+    evaluation_samples: int = Field(default=200, ge=1)
+    """Further synthetic inputs, held out for the gate of label-free adapters."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Of one synthesized input or label, where the kit does not say."""
+    steps: int = Field(default=0, ge=0)
+    """Training steps of a distillation; 0 means 20 epochs, as in the paper."""
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    seed: int = 0
+    workers: int = Field(default=1, ge=1, le=64)
+    """Background training processes."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPU threads of one training process."""
+    generation_batch: int = Field(default=16, ge=1)
+    """Background prompts in flight at one engine."""
+    max_background_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of an engine's sequences that background work may take while clients wait."""
+    drain_s: float = Field(default=5.0, ge=0)
+    """Seconds from the acknowledged swap until the old version may be unloaded."""
+    keep_checkpoints: bool = False
+    """Keep intermediate training states after a migration has ended."""
