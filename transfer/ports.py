@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..serving.engine.protocol import Completion, Sampling, VersionRef
+from lorebase.serving.engine.protocol import Completion, Sampling, VersionRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
