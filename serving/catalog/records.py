@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+ENDED_UPGRADE_STATES = frozenset({"finished", "aborted", "rolled_back", "failed"})
+"""States in which an upgrade no longer blocks the next one (`UpgradeState` values)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -116,3 +119,15 @@ class Event:
     kind: str
     """`upgrade_state`, `migration_state`, `stage_started`, `stage_finished`, `swap`."""
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event to append; the catalog adds its id and time."""
+
+    upgrade_id: str
+    adapter: str | None = None
+    kind: str
+    """See `Event.kind`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values only; NaN and infinities are refused."""

@@ -1,0 +1,1 @@
+"""Schema migrations of the catalog (alembic); run by `Catalog.open`."""
