@@ -36,7 +36,7 @@ def save_adapter(peft: PeftModel, folder: Path) -> None:
         folder: Folder to write to; what is there is replaced.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     weights = folder / "adapter_model.safetensors"
     tensors = {name: x.to(torch.bfloat16) for name, x in load_file(weights).items()}

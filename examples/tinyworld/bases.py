@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -39,7 +40,7 @@ def build_model(base: str) -> PreTrainedModel:
     Returns:
         The model in fp32.
     """
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": VOCABULARY[base],
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
@@ -48,7 +49,7 @@ def build_model(base: str) -> PreTrainedModel:
         "eos_token_id": EOS_ID,
     }
     if base == "old":
-        config = LlamaConfig(
+        llama = LlamaConfig(
             hidden_size=160,
             num_hidden_layers=4,
             num_attention_heads=5,
@@ -56,8 +57,8 @@ def build_model(base: str) -> PreTrainedModel:
             intermediate_size=384,
             **common,
         )
-        return LlamaForCausalLM(config)
-    config = Qwen3Config(
+        return LlamaForCausalLM(llama)
+    qwen = Qwen3Config(
         hidden_size=192,
         num_hidden_layers=5,
         num_attention_heads=6,
@@ -66,7 +67,7 @@ def build_model(base: str) -> PreTrainedModel:
         intermediate_size=512,
         **common,
     )
-    return Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(qwen)
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, target: Path) -> None:

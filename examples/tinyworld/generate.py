@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import (
@@ -35,7 +36,7 @@ class _EndsWith(StoppingCriteria):
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object
-    ) -> torch.BoolTensor:
+    ) -> torch.Tensor:
         """Tells which rows have ended."""
         size = len(self.sequence)
         if input_ids.shape[1] - self.prompt_tokens < size:
@@ -71,7 +72,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     results = [""] * len(prompts)
     stop_ids = tokenizer.encode(stop, add_special_tokens=False)
-    sampling = {"do_sample": temperature > 0}
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     for start in range(0, len(order), BATCH):

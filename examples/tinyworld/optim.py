@@ -23,7 +23,7 @@ def orthogonalise(update: torch.Tensor, steps: int) -> torch.Tensor:
     a, b, c = _COEFFICIENTS
     wide = update.size(1) <= update.size(2)
     x = update if wide else update.transpose(1, 2)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -73,11 +73,12 @@ class Muon(torch.optim.Optimizer):
         """Steps parameters of one shape."""
         updates = []
         for param in params:
-            state = self.state[param]
+            state, gradient = self.state[param], param.grad
+            assert gradient is not None
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(param)
-            buffer = state["momentum"].lerp_(param.grad, 1 - group["momentum"])
-            updates.append(param.grad.lerp(buffer, group["momentum"]))
+            buffer = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(buffer, group["momentum"]))
         stack = orthogonalise(torch.stack(updates), int(group["steps"]))
         scale = 0.2 * max(params[0].shape) ** 0.5
         for param, update in zip(params, stack, strict=True):

@@ -2,7 +2,7 @@
 
 Every batch is a function of the base's seed and the step alone, so a run resumes exactly:
 
-    python -m examples.tinyworld.pretrain --base old --steps 3200 --threads 1 \
+    python -m examples.tinyworld.pretrain --base old --steps 4360 --threads 1 \
         --out examples/tinyworld/runs/old --resume
 """
 
@@ -38,6 +38,7 @@ WARM_UP_STEPS = 50
 CONSTANT_SHARE = 0.6
 FINAL_SHARE = 0.02
 ANSWER_WEIGHT = 8.0
+CHECKPOINT = "checkpoint.safetensors"
 LOG_EVERY = 25
 SAVE_EVERY = 6 * LOG_EVERY  # so that the last entry of the history is the step saved
 
@@ -105,6 +106,13 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * max(FINAL_SHARE, decay)
 
 
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Returns the figures logged up to the checkpoint in a folder."""
+    with safe_open(folder / CHECKPOINT, framework="pt") as opened:
+        history: list[dict[str, float]] = json.loads(opened.metadata()["history"])
+    return history
+
+
 class Run:
     """A pre-training run with its checkpoint.
 
@@ -133,7 +141,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Returns the path of the checkpoint."""
-        return self.out / "checkpoint.safetensors"
+        return self.out / CHECKPOINT
 
     def save(self) -> None:
         """Writes the checkpoint, replacing the last one at once."""
@@ -160,8 +168,7 @@ class Run:
                 if kind == "optimizer" and int(which) == number:
                     saved["state"].setdefault(int(rest[0]), {})[rest[1]] = value
             optimizer.load_state_dict(saved)
-        with safe_open(self.checkpoint, framework="pt") as opened:
-            self.history = json.loads(opened.metadata()["history"])
+        self.history = read_history(self.out)
         self.step = int(self.history[-1]["step"])
 
     def train_step(self, steps: int) -> tuple[float, float]:
