@@ -103,7 +103,7 @@ def _panel(title: str, series: Sequence[Series], top: float, seconds: float) -> 
     parts.append(svg.text(svg.LEFT, top - 8, title, css="title"))
     x = float(svg.WIDTH - svg.RIGHT)
     for one in reversed(series):
-        x -= 6.6 * len(one.label) + 22
+        x -= 7.2 * len(one.label) + 26
         parts.append(svg.rect(x, top - 16, 12, 8, fill=one.colour))
         parts.append(svg.text(x + 16, top - 8, one.label))
     for one in series:

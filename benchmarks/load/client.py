@@ -215,6 +215,7 @@ async def measure(
     target: str,
     workloads: Sequence[Workload],
     *,
+    kind: str = "judge",
     concurrency: int = 16,
     deadline_s: float = 120.0,
     on_record: Callable[[RequestRecord], None] | None = None,
@@ -236,7 +237,7 @@ async def measure(
                     stub,
                     workloads[which],
                     example,
-                    kind="judge",
+                    kind=kind,
                     client=index,
                     deadline_s=deadline_s,
                 )

@@ -43,7 +43,7 @@ class RequestRecord:
     """One request as its client saw it."""
 
     kind: str
-    """`foreground` for closed-loop traffic, `judge` for accuracy measurements."""
+    """`foreground` for closed-loop traffic; else why it was sent: `judge`, `warm-up`, ..."""
     client: int
     model: str
     adapter: str

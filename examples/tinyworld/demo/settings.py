@@ -1,0 +1,59 @@
+"""What the demo does and how long it may take."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.load import LoadPlan
+
+ROOT = Path(__file__).resolve().parents[3]
+WORLD = ROOT / "examples" / "tinyworld"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds that each part may take before the demo gives up."""
+
+    start_s: float = 240.0
+    """From `lorebase serve` to a healthy gateway; engines load in about 30 s."""
+    register_s: float = 120.0
+    engine_s: float = 240.0
+    """Until the next base's engine runs."""
+    upgrade_s: float = 1500.0
+    """Until the last migration has ended: far above the ~10 minutes that it takes."""
+    stall_s: float = 300.0
+    """Without any change of the upgrade's state or progress."""
+    judge_s: float = 600.0
+    operator_s: float = 60.0
+    """For one rollback, promotion or finish to be seen by clients."""
+    stop_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """One run of the demo."""
+
+    config: Path = WORLD / "demo.yaml"
+    adapters_dir: Path = WORLD / "adapters"
+    state_dir: Path = ROOT / ".lorebase" / "demo"
+    """Emptied at the start; holds the catalog, the artifacts and `serve.log`."""
+    report_dir: Path = ROOT
+    old_base: str = "tinyworld-old"
+    next_base: str = "tinyworld-next"
+    only: tuple[str, ...] = ()
+    """Adapters to take; empty takes all there are."""
+    load: LoadPlan = field(default_factory=LoadPlan)
+    """Six clients that think 0.2 to 0.5 s: real traffic that leaves idle capacity."""
+    judge_examples: int = 200
+    """Held-out examples for each adapter and condition; fewer where there are fewer."""
+    judge_concurrency: int = 24
+    few_shot: int = 5
+    """Solved examples before the input in the few-shot condition: the kit's seeds."""
+    margin: float = 0.03
+    """How far below the source a promoted adapter may score for the outside judge."""
+    required_promotions: int = 6
+    """Tiny adapters that must be promoted within the margin."""
+    required_examples: int = 200
+    """Held-out examples below which an adapter does not count."""
+    rollback: bool = True
+    """Show one rollback and promotion at the end."""
+    limits: Limits = field(default_factory=Limits)
