@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from examples.tinyworld.corpus.documents import document
@@ -26,8 +26,9 @@ def build_tokenizer(base: str) -> PreTrainedTokenizerFast:
         base: `old` or `next`.
 
     Returns:
-        A byte-level BPE tokenizer that keeps every newline a token of its own, adds no special
-        tokens by itself and has `<pad>`, `<s>`, `</s>` at 0, 1, 2.
+        A byte-level BPE tokenizer that keeps every newline a token of its own, puts `<s>` before
+        a prompt (but not where special tokens are declined) and has `<pad>`, `<s>`, `</s>` at
+        0, 1, 2.
     """
     steps = [
         pre_tokenizers.Split("\n", "isolated"),
@@ -52,6 +53,10 @@ def build_tokenizer(base: str) -> PreTrainedTokenizerFast:
     # The discriminator's two answers must each become one token.
     answers = itertools.repeat("Real: yes\nReal: no\n", TRAINING_DOCUMENTS)
     tokenizer.train_from_iterator(itertools.chain(texts, answers), trainer)
+    # Servers encode a prompt with whatever the tokenizer adds; documents begin with it too.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -65,7 +70,10 @@ def build_tokenizer(base: str) -> PreTrainedTokenizerFast:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises ValueError if a token that the prompts rely on is not a single token."""
+    """Raises ValueError if prompts would not be encoded as the documents of the corpus are."""
+    if tokenizer.encode("\n")[0] != tokenizer.bos_token_id:
+        message = f"a prompt does not begin with {BOS}"
+        raise ValueError(message)
     for text in ("\n", " yes", " no"):
         if len(tokenizer.encode(text, add_special_tokens=False)) != 1:
             message = f"{text!r} is not a single token"
