@@ -58,6 +58,11 @@ class ArtifactStore:
         for folder in (self._objects, self._staging_root):
             folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def root(self) -> Path:
+        """Absolute directory of the store, for opening it again in another process."""
+        return self._root
+
     def put_bytes(self, data: bytes, name: str) -> str:
         """Stores one file; returns the digest of a directory that holds only it.
 
