@@ -1,0 +1,126 @@
+"""What remains to be done when an upgrade has ended: retire the engine that nobody needs."""
+
+import asyncio
+from collections import Counter
+
+import structlog
+
+from lorebase.serving.catalog.records import Upgrade
+from lorebase.serving.errors import FailedPreconditionError, NotFoundError
+
+from . import history
+from .advance import Happened
+from .deps import Deps
+from .states import MigrationEvent, MigrationState, UpgradeState
+from .writes import apply_event
+
+DRAIN_POLL_S = 0.2
+
+_log = structlog.get_logger(__name__)
+
+
+class Cleaner:
+    """Makes the cluster match an upgrade that has ended.
+
+    Level-triggered: it may run at any time, does only what is missing, and a crash in between is
+    made good by the next run.
+
+    Args:
+        deps: the world.
+    """
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._clean: str | None = None
+
+    async def clean(self) -> None:
+        """Retires what the newest upgrade left over; a no-op once all is done."""
+        deps = self._deps
+        try:
+            upgrade = deps.catalog.get_upgrade(None)
+        except NotFoundError:
+            return
+        if self._clean == upgrade.id + upgrade.state:
+            return
+        migrations = deps.catalog.migrations_of(upgrade.id)
+        deps.metrics.migrations(Counter(one.state for one in migrations))
+        base_id = leftover(upgrade)
+        if base_id is None or base_id == deps.catalog.current_base():
+            done = True
+        else:
+            done = await self._retire(upgrade, base_id)
+        if upgrade.state == UpgradeState.FINISHED:
+            self._retire_migrations(upgrade)
+        if done:
+            self._clean = upgrade.id + upgrade.state
+
+    async def _retire(self, upgrade: Upgrade, base_id: str) -> bool:
+        """Stops an engine that no route leads to; returns False while routes hold it."""
+        deps = self._deps
+        holders = adapters_on(deps, base_id)
+        if not holders:
+            try:
+                await self._drain(base_id)
+            except FailedPreconditionError:
+                holders = adapters_on(deps, base_id)
+        if holders:
+            self._note_kept(upgrade, base_id, holders)
+            return False
+        await deps.cluster.retire_engine(base_id)
+        deps.append(upgrade.id, None, history.ENGINE_RETIRED, base=base_id)
+        _log.info("engine_retired", base=base_id)
+        return True
+
+    async def _drain(self, base_id: str) -> None:
+        """Takes the base out of the route table, then lets requests in flight finish."""
+        deps = self._deps
+        if base_id not in deps.catalog.serving_bases():
+            return
+        revision = deps.catalog.set_serving(base_id, False)
+        await deps.cluster.refresh_routes()
+        await deps.cluster.wait_acks(revision, deps.settings.ack_timeout_s)
+        try:
+            async with asyncio.timeout(deps.settings.drain_timeout_s):
+                while (await deps.cluster.engine_stats(base_id)).running_foreground:
+                    await asyncio.sleep(DRAIN_POLL_S)
+        except TimeoutError:
+            _log.warning("drain_timed_out", base=base_id)
+        except Exception as error:
+            _log.info("engine_gone_before_drain", base=base_id, error=repr(error))
+
+    def _note_kept(self, upgrade: Upgrade, base_id: str, holders: list[str]) -> None:
+        known = [
+            event.data.get("adapters")
+            for event in self._deps.events(upgrade.id)
+            if event.kind == history.ENGINE_KEPT
+        ]
+        if holders not in known[-1:]:
+            _log.info("engine_kept", base=base_id, adapters=holders)
+            self._deps.append(upgrade.id, None, history.ENGINE_KEPT, base=base_id, adapters=holders)
+
+    def _retire_migrations(self, upgrade: Upgrade) -> None:
+        for migration in self._deps.catalog.migrations_of(upgrade.id):
+            if migration.state == MigrationState.PROMOTED:
+                event = Happened(event=MigrationEvent.RETIRE, at=self._deps.clock())
+                apply_event(self._deps.catalog, upgrade.id, migration.id, event, max_attempts=1)
+
+
+def leftover(upgrade: Upgrade) -> str | None:
+    """Returns the base that an ended upgrade leaves without work, if it does."""
+    match UpgradeState(upgrade.state):
+        case UpgradeState.FINISHED:
+            return upgrade.from_base
+        case UpgradeState.ABORTED | UpgradeState.ROLLED_BACK | UpgradeState.FAILED:
+            return upgrade.to_base
+        case _:
+            return None
+
+
+def adapters_on(deps: Deps, base_id: str) -> list[str]:
+    """Returns the adapters whose route leads to a base, by name."""
+    table = deps.catalog.route_table(lambda digest: digest)
+    return sorted(
+        route.adapter
+        for route in table.routes.values()
+        if table.versions[route.stable].base_id == base_id
+    )

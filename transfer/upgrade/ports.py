@@ -1,0 +1,124 @@
+"""What the controller needs from the cluster, as Protocols; Ray stands behind them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lorebase.serving.catalog.records import Base
+from lorebase.serving.engine.protocol import EngineStats, VersionRef
+from lorebase.transfer.governor.leases import Lease
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillJob:
+    """All that a worker process needs to train one shadow adapter. Plain data: it is pickled."""
+
+    key: str
+    """Idempotency key (migration/stage/attempt)."""
+    store_root: Path
+    """Artifact store, reachable from the worker."""
+    work_root: Path
+    """Directory for working files and resume points."""
+    base_id: str
+    base_dir: Path
+    """Weights and tokenizer of the next base."""
+    examples_digest: str
+    """Artifact of the label stage."""
+    kit_digest: str
+    """Its task format shapes prompts and answers."""
+    source_digest: str
+    """Source adapter: rank, alpha and target modules are taken over."""
+    steps: int
+    """Optimizer steps; 0 means the paper's 20 epochs."""
+    batch_size: int
+    learning_rate: float
+    seed: int
+    keep_files: bool = False
+    """Whether working files stay after the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOutcome:
+    """What a worker made."""
+
+    digest: str
+    """PEFT directory in the store."""
+    summary: dict[str, Any]
+    """Figures of the training, JSON."""
+    busy_s: float
+    """CPU seconds of the training thread."""
+
+
+class WorkerPool(Protocol):
+    """Processes that train; bounded, on idle CPU only."""
+
+    async def distill(
+        self, job: DistillJob, lease: Lease, on_progress: Callable[[float], None]
+    ) -> DistillOutcome:
+        """Trains in a worker while the lease is granted; cancelling stops the training.
+
+        Raises:
+            UnavailableError: the worker died; the job may be tried again.
+        """
+        ...
+
+    async def trim(self, keep: int) -> None:
+        """Stops idle workers beyond `keep`."""
+        ...
+
+
+class Cluster(Protocol):
+    """Engines, routes and gateways."""
+
+    async def deploy_engine(self, base: Base) -> None:
+        """Starts the engine of a base and waits until it runs; a no-op if it does."""
+        ...
+
+    async def retire_engine(self, base_id: str) -> None:
+        """Stops an engine; a no-op if there is none."""
+        ...
+
+    async def refresh_routes(self) -> None:
+        """Makes the route hub read the catalog now."""
+        ...
+
+    async def wait_acks(self, revision: int, timeout_s: float) -> bool:
+        """Waits until every gateway holds the revision; False if the time was not enough."""
+        ...
+
+    async def warm(self, version: VersionRef) -> int:
+        """Loads a version on all replicas of its base; returns how many hold it.
+
+        Raises:
+            InvalidArgumentError: the engine refuses the version.
+            UnavailableError: not every replica could be reached; try again.
+        """
+        ...
+
+    async def engine_stats(self, base_id: str) -> EngineStats:
+        """Returns the load of an engine, summed over its replicas."""
+        ...
+
+
+class Metrics(Protocol):
+    """What the controller counts."""
+
+    def swap(self, seconds: float) -> None:
+        """A route flipped and every gateway acknowledged it after so many seconds."""
+        ...
+
+    def busy(self, stage: str, seconds: float) -> None:
+        """A stage kept background resources busy."""
+        ...
+
+    def migrations(self, by_state: dict[str, int]) -> None:
+        """How many migrations of the newest upgrade are in each state."""
+        ...
+
+    def lease(self, kind: str, change: int) -> None:
+        """A lease was granted (+1), or revoked or released (-1)."""
+        ...

@@ -1,0 +1,71 @@
+"""Settings of upgrades; what users may choose comes from the configuration's `upgrade` section."""
+
+from dataclasses import dataclass, field
+
+from lorebase.serving.config_sections import UpgradeSection
+from lorebase.transfer.governor import GovernorPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeSettings:
+    """How migrations are run. Times in seconds."""
+
+    choices: UpgradeSection = field(default_factory=UpgradeSection)
+    """Margin, samples, recipe and attempts, as configured."""
+    max_stage_failures: int = 3
+    """Infrastructure failures of one stage before its migration fails; resume starts over."""
+    max_stage_starts: int = 6
+    """Starts of one stage, crashes of the controller included, before its migration fails: a stage
+    that kills its process must not be tried for ever."""
+    max_engine_failures: int = 3
+    """Failed starts of the next base's engine before the upgrade fails."""
+    retry_wait_s: float = 1.0
+    """Wait before the first retry of a stage; doubles each time, up to a minute."""
+    max_parallel_migrations: int = 4
+    """Migrations that work at once; leases bound what really runs."""
+    min_training_inputs: int = 32
+    """Fewer usable inputs than this starve the attempt."""
+    max_evaluation_inputs: int = 500
+    """Items of an entrusted evaluation set that are used, drawn by seed."""
+    ack_timeout_s: float = 5.0
+    """Wait for gateways to acknowledge a route table; a slower one gets it later by itself."""
+    drain_timeout_s: float = 60.0
+    """Wait for requests in flight before an old engine is retired."""
+    poll_s: float = 0.5
+    """How often the controller reads the catalog."""
+    idle_worker_s: float = 20.0
+    """Idle workers are stopped after this time, to free their memory."""
+    progress_step: float = 0.1
+    """Progress within a stage is written to the catalog in steps of this size."""
+    governor: GovernorPolicy = field(default_factory=GovernorPolicy)
+    """Limits and thresholds of background work."""
+
+    def __post_init__(self) -> None:
+        """Checks what would make an upgrade endless or pointless."""
+        for name in (
+            "max_stage_failures",
+            "max_stage_starts",
+            "max_engine_failures",
+            "max_parallel_migrations",
+            "min_training_inputs",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got {name}={getattr(self, name)}, expected at least 1")
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts of a migration before a gate's `retry` becomes a rejection."""
+        return self.choices.max_attempts
+
+
+def settings_from(section: UpgradeSection) -> UpgradeSettings:
+    """Returns the settings of a configuration's `upgrade` section."""
+    return UpgradeSettings(
+        choices=section,
+        max_parallel_migrations=2 + 2 * section.workers,
+        governor=GovernorPolicy(
+            max_workers=section.workers,
+            max_batch_size=section.generation_batch,
+            min_batch_size=min(4, section.generation_batch),
+        ),
+    )

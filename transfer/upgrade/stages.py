@@ -1,0 +1,298 @@
+"""The stages of a migration: each reads artifacts by digest, makes one artifact, and says so.
+
+Nothing here writes to the catalog or decides what comes next. A stage that is run again with the
+same key reads the same inputs with the same seed.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorebase.serving.artifacts import AdapterLimits, ArtifactStore, base_shapes, check_adapter
+from lorebase.serving.catalog import version_id
+from lorebase.serving.catalog.records import Adapter, AdapterVersion, Base, Migration
+from lorebase.serving.engine.protocol import VersionRef
+from lorebase.serving.errors import FailedPreconditionError
+from lorebase.transfer.governor.leases import Lease
+from lorebase.transfer.kit import TransferKit, discriminator_dir, load_kit
+from lorebase.transfer.ports import Checkpoint, Example, ModelSpec, TextGenerator
+from lorebase.transfer.synthesis import (
+    filter_inputs,
+    hold_out,
+    inputs_to_draw,
+    label_inputs,
+    synthesize,
+)
+
+from .advance import CARRIED, RunStage
+from .keys import seed_of
+from .lora_shape import lora_shape
+from .ports import Clock, Cluster, DistillJob, WorkerPool
+from .settings import UpgradeSettings
+from .states import MigrationEvent
+
+
+class StarvedError(Exception):
+    """Too few usable samples; another attempt draws more. The message says where they went."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """What a stage may use. The same object serves every stage of one run."""
+
+    run: RunStage
+    migration: Migration
+    adapter: Adapter
+    source: AdapterVersion
+    shadow: AdapterVersion | None
+    next_base: Base
+    settings: UpgradeSettings
+    limits: AdapterLimits
+    store: ArtifactStore
+    store_root: Path
+    work_root: Path
+    generator: TextGenerator
+    workers: WorkerPool
+    cluster: Cluster
+    checkpoint: Checkpoint
+    lease: Lease | None
+    """Held by `distill` only; generation takes a lease for each batch."""
+    clock: Clock
+
+    @property
+    def seed(self) -> int:
+        """Seed of this stage in this attempt."""
+        return seed_of(self.run.key, self.settings.choices.seed)
+
+    @property
+    def next_model(self) -> ModelSpec:
+        """The bare next base."""
+        return ModelSpec(base_id=self.next_base.id)
+
+    @property
+    def teacher(self) -> ModelSpec:
+        """The source base under the source adapter."""
+        return ModelSpec(base_id=self.source.base_id, version=ref_of(self.source, self.store))
+
+    def kit(self) -> TransferKit:
+        """Reads the adapter's kit.
+
+        Raises:
+            FailedPreconditionError: the adapter has none any more.
+        """
+        return load_kit(self.store.path(self.kit_digest))
+
+    @property
+    def kit_digest(self) -> str:
+        """Digest of the adapter's kit."""
+        if self.adapter.kit_digest is None:
+            raise FailedPreconditionError(f"{self.adapter.name!r} has no transfer kit any more")
+        return self.adapter.kit_digest
+
+    def artifact(self, stage: str) -> Any:
+        """Reads what an earlier stage of this attempt made."""
+        return self.store.get_json(self.migration.artifacts[stage])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What a stage made."""
+
+    artifact: str
+    """Digest."""
+    event: MigrationEvent = MigrationEvent.FINISHED
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Counts and figures for people, JSON."""
+    version: AdapterVersion | None = None
+    """New version, from `distill`."""
+    decision: dict[str, Any] | None = None
+    """From `evaluate`."""
+    reason: str | None = None
+    busy_s: float = 0.0
+    """CPU seconds of a worker."""
+
+
+Stage = Callable[[StageContext], Awaitable[StageResult]]
+
+
+def ref_of(version: AdapterVersion, store: ArtifactStore) -> VersionRef:
+    """Returns what an engine needs to serve a version."""
+    return VersionRef(
+        id=version.id,
+        base_id=version.base_id,
+        digest=version.digest,
+        path=str(store.path(version.digest)),
+        rank=version.rank,
+    )
+
+
+def held_out_inputs(context: StageContext) -> int:
+    """Inputs to keep from training: none for an adapter with an entrusted evaluation set."""
+    return 0 if context.adapter.evaluation_digest else context.settings.choices.evaluation_samples
+
+
+def wanted_inputs(context: StageContext, kit: TransferKit) -> int:
+    """Filtered inputs that this attempt shall add.
+
+    The first attempt wants the client's |D| (bounded by `samples`) and the held-out ones; each
+    later one keeps what is carried over and doubles it.
+    """
+    choices, attempt = context.settings.choices, context.run.attempt
+    training = min(choices.samples, max(kit.dataset_size, context.settings.min_training_inputs))
+    doublings = max(0, attempt - 2)
+    return (training + held_out_inputs(context)) << doublings
+
+
+async def run_synthesize(context: StageContext) -> StageResult:
+    """The next base writes inputs like the kit's seeds."""
+    kit = context.kit()
+    count = inputs_to_draw(kit, wanted_inputs(context, kit))
+    result = await synthesize(
+        context.generator,
+        context.next_model,
+        kit,
+        count=count,
+        seed=context.seed,
+        checkpoint=context.checkpoint,
+    )
+    if not result.inputs:
+        raise StarvedError(f"the next base wrote no usable input: {result.stats}")
+    digest = context.store.put_json({"inputs": result.inputs, "stats": result.stats})
+    return StageResult(artifact=digest, summary=result.stats)
+
+
+async def run_filter(context: StageContext) -> StageResult:
+    """The source base with the kit's discriminator keeps what looks like the client's data."""
+    kit = context.kit()
+    inputs = context.artifact("synthesize")["inputs"]
+    result = await filter_inputs(
+        context.generator,
+        ModelSpec(base_id=kit.base_id, version=_discriminator(context)),
+        kit,
+        inputs,
+        checkpoint=context.checkpoint,
+    )
+    if not result.kept:
+        raise StarvedError(f"the filter kept nothing: {result.stats.get('reason', result.stats)}")
+    digest = context.store.put_json(
+        {"kept": result.kept, "scores": result.scores, "stats": result.stats}
+    )
+    return StageResult(artifact=digest, summary=result.stats)
+
+
+def _discriminator(context: StageContext) -> VersionRef:
+    path = discriminator_dir(context.store.path(context.kit_digest))
+    base_id = context.kit().base_id
+    return VersionRef(
+        id=version_id(f"{context.adapter.name}#discriminator", base_id, context.kit_digest),
+        base_id=base_id,
+        digest=context.kit_digest,
+        path=str(path),
+        rank=lora_shape(path).rank,
+    )
+
+
+async def run_label(context: StageContext) -> StageResult:
+    """The source adapter answers the inputs; a part is held out where the gate needs it."""
+    kit = context.kit()
+    kept = context.artifact("filter")["kept"]
+    result = await label_inputs(
+        context.generator, context.teacher, kit, kept, checkpoint=context.checkpoint
+    )
+    examples = merge_examples(_carried(context), result.examples)
+    wanted = held_out_inputs(context)
+    training, held_out = hold_out(examples, wanted, seed=context.seed) if wanted else (examples, [])
+    if len(training) < context.settings.min_training_inputs:
+        raise StarvedError(
+            f"{len(training)} labelled inputs are left to train on of {len(kept)} that passed the "
+            f"filter, expected at least {context.settings.min_training_inputs}: {result.stats}"
+        )
+    digest = context.store.put_json(
+        {
+            "training": [asdict(example) for example in training],
+            "held_out": [asdict(example) for example in held_out],
+            "stats": result.stats,
+        }
+    )
+    summary = {**result.stats, "training": len(training), "held_out": len(held_out)}
+    return StageResult(artifact=digest, summary=summary)
+
+
+def _carried(context: StageContext) -> list[Example]:
+    digest = context.migration.artifacts.get(CARRIED)
+    if digest is None:
+        return []
+    former = context.store.get_json(digest)
+    return [Example(**item) for item in (*former["training"], *former["held_out"])]
+
+
+def merge_examples(former: Sequence[Example], new: Sequence[Example]) -> list[Example]:
+    """Joins the examples of two attempts; of an input that is in both, the first label stays."""
+    merged = {example.input: example for example in reversed((*former, *new))}
+    return list(reversed(merged.values()))
+
+
+async def run_distill(context: StageContext) -> StageResult:
+    """A worker trains the shadow adapter; it is checked like an upload before it counts."""
+    assert context.lease is not None, "the controller takes the lease"
+    choices = context.settings.choices
+    job = DistillJob(
+        key=context.run.key,
+        store_root=context.store_root,
+        work_root=context.work_root,
+        base_id=context.next_base.id,
+        base_dir=Path(context.next_base.path),
+        examples_digest=context.migration.artifacts["label"],
+        kit_digest=context.kit_digest,
+        source_digest=context.source.digest,
+        steps=choices.steps,
+        batch_size=choices.batch_size,
+        learning_rate=choices.learning_rate,
+        seed=context.seed,
+        keep_files=choices.keep_checkpoints,
+    )
+    outcome = await context.workers.distill(job, context.lease, context.checkpoint)
+    path = context.store.path(outcome.digest)
+    manifest = check_adapter(path, base_shapes(job.base_dir), context.limits)
+    version = AdapterVersion(
+        id=version_id(context.adapter.name, context.next_base.id, outcome.digest),
+        adapter=context.adapter.name,
+        base_id=context.next_base.id,
+        digest=outcome.digest,
+        peft_type=manifest.peft_type,
+        rank=manifest.rank,
+        target_modules=manifest.target_modules,
+        origin="transfer",
+        provenance=_provenance(context, job),
+        created_at=context.clock(),
+    )
+    summary = {**outcome.summary, "version": version.id, "parameters": manifest.parameters}
+    return StageResult(
+        artifact=outcome.digest, summary=summary, version=version, busy_s=outcome.busy_s
+    )
+
+
+def _provenance(context: StageContext, job: DistillJob) -> dict[str, Any]:
+    return {
+        "upgrade": context.migration.upgrade_id,
+        "attempt": context.run.attempt,
+        "source_version": context.source.id,
+        "kit": job.kit_digest,
+        "examples": job.examples_digest,
+        "base_revision": context.next_base.revision,
+        "seed": job.seed,
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "learning_rate": job.learning_rate,
+    }
+
+
+async def run_shadow(context: StageContext) -> StageResult:
+    """Loads the shadow on every replica of the next engine: no client waits for it later."""
+    assert context.shadow is not None, "evaluated, so it exists"
+    began = context.clock()
+    replicas = await context.cluster.warm(ref_of(context.shadow, context.store))
+    summary = {"replicas": replicas, "seconds": round(context.clock() - began, 3)}
+    digest = context.store.put_json({"version": context.shadow.id, "replicas": replicas})
+    return StageResult(artifact=digest, summary=summary)
