@@ -14,8 +14,11 @@ TOP_LEVEL = {
     *("pyproject.toml", "Makefile", "README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md"),
     *("CHANGELOG.md", "SECURITY.md", "buf.yaml"),
 }
-MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = {"tests": 500}
+MAX_FUNCTION_LINES = {"tests": 80}
+# Everything that isn't a test.
+DEFAULT_FILE_LINES = 300
+DEFAULT_FUNCTION_LINES = 60
 # Path: why it may be longer. Keep it empty if you can.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
@@ -83,21 +86,23 @@ def test_files_stay_short(sources: list[Path]) -> None:
     long = {
         str(path): count
         for path in sources
-        if (count := len((ROOT / path).read_text().splitlines())) > MAX_FILE_LINES
+        if (count := len((ROOT / path).read_text().splitlines()))
+        > MAX_FILE_LINES.get(path.parts[0], DEFAULT_FILE_LINES)
     }
-    assert long.keys() <= LONG_FILES.keys(), f"over {MAX_FILE_LINES} lines: {long}; split by noun"
+    assert long.keys() <= LONG_FILES.keys(), f"too many lines: {long}; split by noun"
     assert LONG_FILES.keys() <= long.keys(), "drop entries that aren't needed any more"
 
 
 def test_functions_stay_short(sources: list[Path]) -> None:
     long: dict[str, int] = {}
     for path in sources:
+        limit = MAX_FUNCTION_LINES.get(path.parts[0], DEFAULT_FUNCTION_LINES)
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)
-                if lines > MAX_FUNCTION_LINES:
+                if lines > limit:
                     long[f"{path}:{node.name}"] = lines
-    assert long.keys() <= LONG_FUNCTIONS.keys(), f"over {MAX_FUNCTION_LINES} lines: {long}"
+    assert long.keys() <= LONG_FUNCTIONS.keys(), f"too many lines: {long}"
     assert LONG_FUNCTIONS.keys() <= long.keys(), "drop entries that aren't needed any more"
 
 
