@@ -7,7 +7,7 @@ its weights can be moved together.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -26,10 +26,11 @@ from .config_sections import (
     UpgradeSection,
     config_folder,
 )
+from .engine.settings import EngineSettings
 from .errors import InvalidArgumentError, NotFoundError
 
-if TYPE_CHECKING:
-    from .engine.settings import EngineSettings
+_NOT_THE_ENGINES = {"replicas", "replica_cpus", "replica_gpus"}
+"""Fields of the engine section about its deployment, not about one engine."""
 
 
 class Settings(BaseSettings):
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     @model_validator(mode="after")
-    def _bases_are_consistent(self) -> "Settings":
+    def _parts_fit_together(self) -> "Settings":
         ids = [base.id for base in self.bases]
         twice = sorted({base_id for base_id in ids if ids.count(base_id) > 1})
         if twice:
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
                 f"limits.max_adapter_rank is {self.limits.max_adapter_rank}, but engines take "
                 f"ranks up to engine.max_lora_rank = {self.engine.max_lora_rank}"
             )
+        try:
+            for base_id in ids:
+                self.engine_settings(base_id)
+        except InvalidArgumentError as error:
+            raise ValueError(error.message) from error
         return self
 
     @property
@@ -116,20 +122,18 @@ class Settings(BaseSettings):
             reason="BASE_NOT_FOUND",
         )
 
-    def engine_settings(self, base_id: str) -> "EngineSettings":
+    def engine_settings(self, base_id: str) -> EngineSettings:
         """Returns how to run the engine of one base.
 
         Raises:
             NotFoundError: no base of that id in the configuration.
         """
-        # Engine and configuration are loaded together only in engine processes.
-        from .engine.settings import EngineSettings
-
         base = self.base_entry(base_id)
-        values = self.engine.model_dump(exclude={"replicas"})
+        values = self.engine.model_dump(exclude=_NOT_THE_ENGINES)
+        values["cpu_threads"] = values.pop("threads")
         if base.dtype != "auto":
             values["dtype"] = base.dtype
-        return EngineSettings(base_id=base_id, model_path=base.path, **values)
+        return EngineSettings(base_id=base_id, model_path=str(base.path), **values)
 
 
 def load_settings(path: str | Path) -> Settings:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # the catalog has the same rule (catalog/names.py)
 _IMPORT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -69,8 +69,8 @@ class BaseEntry(Section):
     id: str = Field(pattern=_ID)
     path: ConfigPath
     """Directory with config.json, tokenizer.json and safetensors weights."""
-    dtype: str = "auto"
-    """`auto` chooses what the hardware computes fast; otherwise a torch dtype's name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` takes the engine section's."""
 
 
 class TlsSection(Section):
@@ -111,26 +111,53 @@ class ServingSection(Section):
 
 
 class EngineSection(Section):
-    """How every engine runs. Memory in bytes, lengths in tokens."""
+    """How every engine runs; engine/settings.py explains each field and checks their sum."""
 
-    backend: Literal["async", "inprocess"] = "async"
-    """`async` is vLLM's AsyncLLM; `inprocess` steps the engine on a thread and starts faster."""
     replicas: int = Field(default=1, ge=1, le=64)
     """Engine replicas per base."""
-    dtype: str = "auto"
+    replica_cpus: float = Field(default=0.0, ge=0)
+    """CPUs that Ray reserves for one replica. 0: engines share what the machine has."""
+    replica_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for one replica."""
+    backend: Literal["async", "inprocess"] = "async"
+    """`async` is vLLM's AsyncLLM; `inprocess` steps the engine on a thread: less memory, faster
+    start, for tests."""
+    scheduler: Literal["preempting", "priority"] = "preempting"
+    """`preempting` takes slots from background work when a client waits."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Used for bases that don't name one themselves."""
-    max_loras: int = Field(default=16, ge=1)
-    """Distinct adapters in one batch."""
-    max_cpu_loras: int = Field(default=256, ge=1)
-    """Adapters kept parsed in memory."""
-    max_lora_rank: int = Field(default=64, ge=1)
-    max_model_len: int = Field(default=1024, ge=16)
-    """Prompt and completion together."""
-    max_num_seqs: int = Field(default=64, ge=1)
-    """Sequences in one batch."""
-    kv_cache_bytes: int = Field(default=512 << 20, ge=1 << 20)
-    threads: int = Field(default=0, ge=0)
-    """CPU threads for the engine's kernels; 0 leaves the choice to it."""
+    max_model_len: int = 2048
+    """Longest prompt plus answer, in tokens."""
+    max_num_seqs: int = 32
+    """Requests in one step."""
+    max_batched_tokens: int = 2048
+    """Tokens in one step."""
+    max_loras: int = 8
+    """Distinct adapters in one step."""
+    max_cpu_loras: int = 64
+    """Adapter versions kept loaded."""
+    max_lora_rank: int = 64
+    """Largest adapter rank."""
+    kv_cache_bytes: int | None = None
+    """None: 256 MiB on CPU; on GPU what profiling finds free."""
+    block_size: int | None = None
+    """Tokens per KV block; None chooses by device."""
+    background_cap: int = 8
+    """Background requests inside the engine while no client waits for one."""
+    background_cap_busy: int = 2
+    """The same while client requests are in flight."""
+    background_queue: int = 4096
+    """Background requests that may wait outside the engine."""
+    stream_interval: int = 1
+    """Tokens per streamed chunk, after the first."""
+    adapter_wait_s: float = 10.0
+    """Wait for a place when `max_cpu_loras` versions are in use."""
+    adapter_load_timeout_s: float = 60.0
+    """Bound of loading one version."""
+    threads: int = 1
+    """Compute threads on CPU."""
+    seed: int = 0
+    """Seed of sampling for requests that bring none."""
 
 
 class GatewaySection(Section):
@@ -153,7 +180,7 @@ class LimitsSection(Section):
     max_adapter_rank: int = Field(default=64, ge=1)
     max_artifact_bytes: int = Field(default=1 << 30, ge=1)
     """Of one upload, unpacked."""
-    max_evaluation_examples: int = Field(default=100_000, ge=1)
+    max_evaluation_examples: int = Field(default=10_000, ge=1)
 
 
 class UpgradeSection(Section):
