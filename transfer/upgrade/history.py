@@ -50,6 +50,10 @@ def stage_records(events: Iterable[Event]) -> dict[str, list[StageRecord]]:
     """Returns the stage records of every adapter, in order of their first start."""
     records: dict[tuple[str, str, int], StageRecord] = {}
     for event in events:
+        if event.kind == SWAP_ACKED and event.adapter:
+            swap = _swap_record(event)
+            records[(swap.adapter, swap.stage, swap.attempt)] = swap
+            continue
         if event.kind not in (STAGE_STARTED, STAGE_FINISHED, STAGE_PROGRESS) or not event.adapter:
             continue
         key = (event.adapter, str(event.data["stage"]), int(event.data["attempt"]))
@@ -58,6 +62,23 @@ def stage_records(events: Iterable[Event]) -> dict[str, list[StageRecord]]:
     for record in records.values():
         by_adapter.setdefault(record.adapter, []).append(record)
     return by_adapter
+
+
+def _swap_record(event: Event) -> StageRecord:
+    """A promotion, from the committed route to the last gateway's acknowledgement.
+
+    Outside observers need revision and end: a request sent later must not see older routes.
+    """
+    data = event.data
+    return StageRecord(
+        adapter=str(event.adapter),
+        stage="promote",
+        attempt=int(data.get("attempt", 1)),
+        started_at=event.at - float(data["seconds"]),
+        ended_at=event.at,
+        summary={name: data[name] for name in ("revision", "seconds", "acked")},
+        progress=1.0,
+    )
 
 
 def _applied(old: StageRecord | None, event: Event, key: tuple[str, str, int]) -> StageRecord:

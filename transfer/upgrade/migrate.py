@@ -227,6 +227,7 @@ class Migrator:
             self._upgrade_id,
             migration.adapter,
             history.SWAP_ACKED,
+            attempt=run.attempt,
             revision=revision,
             seconds=round(seconds, 4),
             acked=acked,
