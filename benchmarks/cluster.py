@@ -88,7 +88,8 @@ class ServedCluster:
 
     def start(self) -> None:
         """Starts the process; `wait_ready` waits until it serves."""
-        command = [sys.executable, "-m", "lorebase.serving.cli", "serve", str(self._config)]
+        # The console script of this interpreter's environment, as a user would call it.
+        command = [str(Path(sys.executable).with_name("lorebase")), "serve", str(self._config)]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

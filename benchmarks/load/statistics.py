@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
-from statsmodels.stats.proportion import proportion_confint
 
 from .records import RequestRecord
 
@@ -121,6 +120,9 @@ def wilson(right: int, n: int, *, confidence: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= right <= n:
         raise ValueError(f"got {right} right of {n}, expected 0 <= right <= n and n > 0")
+    # Here and not above: it takes seconds to load, and clients don't need it.
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(right, n, alpha=1 - confidence, method="wilson")
     return Interval(value=right / n, low=float(low), high=float(high))
 
@@ -143,7 +145,9 @@ def paired_difference(
     lost = sum(b and not a for a, b in zip(new, old, strict=True))
     p_won, p_lost = (won + 1) / (n + 2), (lost + 1) / (n + 2)
     centre = p_won - p_lost
-    half = float(norm.ppf(0.5 + confidence / 2)) * math.sqrt((p_won + p_lost - centre**2) / (n + 2))
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(
+        (p_won + p_lost - centre**2) / (n + 2)
+    )
     return Interval(
         value=(won - lost) / n, low=max(-1.0, centre - half), high=min(1.0, centre + half)
     )

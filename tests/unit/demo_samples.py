@@ -8,11 +8,11 @@ from benchmarks.charts import GanttBar, GanttRow, Phase
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import paired_difference, wilson
 from benchmarks.processes import MemorySample
+from benchmarks.upgrades import Action, OperatorMove
 from examples.tinyworld.demo.facts import (
     AdapterFacts,
     DemoFacts,
     GateWord,
-    OperatorMove,
     Swap,
     TextCheck,
 )
@@ -88,6 +88,12 @@ def record(at: float, name: str = NAMES[0], **changes: Any) -> RequestRecord:
     return RequestRecord(**{**fields, **changes})
 
 
+def move(action: Action, at: float, seen_s: float) -> OperatorMove:
+    return OperatorMove(
+        adapter=NAMES[0], action=action, called_at=T0 + at, call_s=0.03, seen_s=seen_s
+    )
+
+
 def facts(**changes: Any) -> DemoFacts:
     rng = random.Random(0)
     adapters = [adapter(name) for name in NAMES[:7]] + [rejected(NAMES[7])]
@@ -130,8 +136,12 @@ def facts(**changes: Any) -> DemoFacts:
         "text_check": TextCheck(compared=3000, as_pinned=2998, of_other_version=0),
         "swaps": swaps,
         "moves": [
-            OperatorMove(adapter=NAMES[0], action="rollback", call_s=0.03, seen_s=0.06),
-            OperatorMove(adapter=NAMES[0], action="promote", call_s=0.03, seen_s=1.2),
+            OperatorMove(
+                adapter=NAMES[0], action="rollback", called_at=T0 + 350, call_s=0.03, seen_s=0.06
+            ),
+            OperatorMove(
+                adapter=NAMES[0], action="promote", called_at=T0 + 355, call_s=0.03, seen_s=1.2
+            ),
         ],
         "phases": [
             Phase(start_s=0, end_s=25, label="start"),

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import percentile
+from benchmarks.upgrades import state_name
 from lorebase.v1 import upgrade_pb2
 
-from .watch import gate_word, state_name
+from .watch import gate_word
 
 WINDOW_S = 10.0
 PLAIN_EVERY_S = 15.0

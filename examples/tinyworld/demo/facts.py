@@ -8,6 +8,7 @@ from benchmarks.charts import GanttRow, Mark, Phase
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import Interval
 from benchmarks.processes import MemorySample
+from benchmarks.upgrades import OperatorMove
 
 CONDITIONS = ("bare", "few_shot", "source", "shadow")
 
@@ -80,18 +81,6 @@ class Swap:
     to_base: str
     propagation_s: float | None
     """Until all gateways had acknowledged it; None where that is not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorMove:
-    """A rollback or promotion by hand: from the call to the first client that saw it."""
-
-    adapter: str
-    action: str
-    call_s: float
-    """Until the call returned."""
-    seen_s: float
-    """Until a client's request was answered by the other base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

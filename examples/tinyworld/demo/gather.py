@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.charts import Phase
-from benchmarks.load import RouteHistory, wrong_version
+from benchmarks.load import Acknowledgement, RouteHistory, wrong_version
 from benchmarks.load.records import RequestRecord
 from benchmarks.processes import MemorySample
-from lorebase.v1 import adapter_pb2, upgrade_pb2
-
-from .facts import AdapterFacts, DemoFacts, OperatorMove, Swap
-from .judge import compare_texts, difference, scores
-from .settings import DemoSettings
-from .watch import (
+from benchmarks.upgrades import (
+    OperatorMove,
     acknowledgements,
-    gate_word,
-    migration_seconds,
+    rollback_acknowledgements,
     route_steps,
-    stage_rows,
     state_name,
 )
+from lorebase.v1 import adapter_pb2, upgrade_pb2
+
+from .facts import AdapterFacts, DemoFacts, Swap
+from .judge import compare_texts, difference, scores
+from .settings import DemoSettings
+from .watch import gate_word, migration_seconds, stage_rows
 from .world import TenantAdapter
 
 Answers = dict[str, dict[str, list[RequestRecord]]]
@@ -53,7 +53,14 @@ class Told:
 
 def gather(told: Told) -> DemoFacts:
     """Returns the facts of a run."""
-    history = RouteHistory(route_steps(told.changes), acknowledgements(told.upgrade))
+    steps = route_steps(told.changes)
+    # Promoting again by hand replaces the first promotion's record, so both views count.
+    acks = [
+        *acknowledgements(told.completed),
+        *acknowledgements(told.upgrade),
+        *rollback_acknowledgements(told.moves, steps),
+    ]
+    history = RouteHistory(steps, acks)
     live = [record for record in told.records if record.kind == "foreground"]
     return DemoFacts(
         started=told.started,
@@ -66,7 +73,7 @@ def gather(told: Told) -> DemoFacts:
         records=told.records,
         wrong=[(r, why) for r in told.records if (why := wrong_version(r, history))],
         text_check=compare_texts(live, told.answers),
-        swaps=_swaps(told, history),
+        swaps=_swaps(history, acks),
         moves=told.moves,
         phases=told.phases,
         stages=stage_rows(told.completed, told.started),
@@ -79,8 +86,8 @@ def gather(told: Told) -> DemoFacts:
     )
 
 
-def _swaps(told: Told, history: RouteHistory) -> list[Swap]:
-    acked_at = {ack.revision: ack.at for ack in acknowledgements(told.upgrade)}
+def _swaps(history: RouteHistory, acks: list[Acknowledgement]) -> list[Swap]:
+    acked_at = {ack.revision: ack.at for ack in acks}
     return [
         Swap(
             adapter=step.adapter,

@@ -14,17 +14,17 @@ from benchmarks.cluster import ServedCluster
 from benchmarks.environment import environment
 from benchmarks.load import ClosedLoop, channel_to, measure
 from benchmarks.load.records import RequestRecord
+from benchmarks.upgrades import OperatorMove, follow, move, state_name
 from lorebase.serving.cli.client import LorebaseClient
 from lorebase.v1 import upgrade_pb2
 
 from .board import Board
-from .facts import DemoFacts, OperatorMove
+from .facts import DemoFacts
 from .gather import Answers, Told, gather
 from .judge import Candidate, conditions, workload
-from .operate import finish, move
+from .operate import finish
 from .settings import DemoSettings
 from .tenants import register
-from .watch import follow, state_name
 from .world import TenantAdapter
 
 CALM_S = 8.0

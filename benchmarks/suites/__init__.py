@@ -1,0 +1,1 @@
+"""One module for each suite; each has `async def run(context) -> SuiteResult`."""
