@@ -34,7 +34,7 @@ def test_the_page_in_the_docs_is_up_to_date() -> None:
 
 def test_upgrade_states_are_those_of_the_proto() -> None:
     prefix = "UPGRADE_STATE_"
-    in_proto = {name.removeprefix(prefix).lower() for name in upgrade_pb2.UpgradeState.keys()}
+    in_proto = {name.removeprefix(prefix).lower() for name in list(upgrade_pb2.UpgradeState.keys())}
     assert in_proto - {"unspecified"} == {state.value for state in UpgradeState}
 
 

@@ -49,7 +49,9 @@ class UpgradeController:
 
     async def run(self) -> None:
         """Reconciles until cancelled; an error is logged and the next round tries again."""
-        governor = asyncio.create_task(self._deps.governor.run(self._bases))
+        governor = asyncio.create_task(
+            self._deps.governor.run(self._bases, self._deps.settings.governor_tick_s)
+        )
         try:
             while True:
                 try:

@@ -33,6 +33,8 @@ class UpgradeSettings:
     """Wait for requests in flight before an old engine is retired."""
     poll_s: float = 0.5
     """How often the controller reads the catalog."""
+    governor_tick_s: float = 0.5
+    """How often the governor looks at the load."""
     idle_worker_s: float = 20.0
     """Idle workers are stopped after this time, to free their memory."""
     progress_step: float = 0.1
