@@ -4,6 +4,7 @@ SQLAlchemy Core rather than mapped classes: every write is one explicit compare-
 statement, and rows turn into the frozen records without an identity map in between.
 """
 
+import json
 from typing import Any
 
 from sqlalchemy import (
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -20,9 +22,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
 
 from .records import ENDED_UPGRADE_STATES
 
@@ -37,8 +41,26 @@ metadata = MetaData(
 )
 
 
-def _json() -> JSON:
-    return JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+class StrictJson(TypeDecorator[Any]):
+    """JSON (JSONB on Postgres) that refuses NaN and foreign types before they are sent.
+
+    Otherwise the drivers differ: in when they notice, in what they raise and in whether NaN
+    is stored.
+    """
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Chooses the column type."""
+        kind = JSONB if dialect.name == "postgresql" else JSON
+        return dialect.type_descriptor(kind(none_as_null=True))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """Checks a value on its way in."""
+        if value is not None:
+            json.dumps(value, allow_nan=False)
+        return value
 
 
 def _sequence() -> Column[Any]:
@@ -93,9 +115,9 @@ adapter_versions = Table(
     Column("digest", Text, nullable=False),
     Column("peft_type", Text, nullable=False),
     Column("rank", Integer, nullable=False),
-    Column("target_modules", _json(), nullable=False),
+    Column("target_modules", StrictJson(), nullable=False),
     Column("origin", Text, nullable=False),
-    Column("provenance", _json(), nullable=False),
+    Column("provenance", StrictJson(), nullable=False),
     Column("created_at", Double, nullable=False),
     sqlite_autoincrement=True,
 )
@@ -157,8 +179,8 @@ migrations = Table(
     Column("source_version", String(32), nullable=False),
     Column("shadow_version", String(32), nullable=True),
     Column("attempt", Integer, nullable=False),
-    Column("artifacts", _json(), nullable=False),
-    Column("decision", _json(), nullable=True),
+    Column("artifacts", StrictJson(), nullable=False),
+    Column("decision", StrictJson(), nullable=True),
     Column("error", Text, nullable=True),
     Column("updated_at", Double, nullable=False),
     Column("record_version", Integer, nullable=False),
@@ -176,7 +198,7 @@ events = Table(
     Column("adapter", String(128), nullable=True),
     Column("at", Double, nullable=False),
     Column("kind", String(64), nullable=False),
-    Column("data", _json(), nullable=False),
+    Column("data", StrictJson(), nullable=False),
     Index(None, "upgrade_id", "id"),
     sqlite_autoincrement=True,
 )

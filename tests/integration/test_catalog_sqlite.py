@@ -12,6 +12,7 @@ from lorebase.serving.catalog import Catalog
 from lorebase.serving.catalog.database import Database, parse_url
 from lorebase.serving.errors import InvalidArgumentError, UnavailableError
 from tests.integration.catalog_contract import CatalogContract
+from tests.integration.catalog_races import RacesContract
 from tests.integration.catalog_samples import adapter, ticking, two_bases, version
 
 
@@ -38,6 +39,10 @@ def catalog(url: str) -> Iterator[Catalog]:
 
 
 class TestSqlite(CatalogContract):
+    pass
+
+
+class TestSqliteRaces(RacesContract):
     pass
 
 
