@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(session: Session, config: ConfigArgument) -> None:
     """Start the cluster that CONFIG describes and serve until interrupted."""
-    attribute("lorebase.serving.launch:up")(config)
+    attribute("lorebase.serving.foreground:serve")(config)
 
 
 def status(session: Session) -> None:
