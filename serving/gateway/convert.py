@@ -157,7 +157,7 @@ def last_of(page_token: str) -> str | None:
     if not page_token:
         return None
     try:
-        return base64.urlsafe_b64decode(page_token.encode()).decode()
+        return base64.b64decode(page_token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise InvalidArgumentError(
             "page_token is not one that this service gave out; start with an empty one"
