@@ -1,0 +1,75 @@
+"""Token sequences and the order in which they are trained on. Pure but for the tokenizer."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BUCKET_BATCHES = 8
+"""Batches whose examples are sorted by length together: little padding, still well mixed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPair:
+    """One training example."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def encode_pairs(
+    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, max_tokens: int
+) -> tuple[list[TokenPair], int]:
+    """Turns (prompt, answer) pairs into token ids.
+
+    The prompt gets the tokenizer's special tokens as at serving time; the answer gets none and
+    is encoded apart, because generation starts exactly at that border.
+
+    Returns:
+        The sequences and how many were left out for being longer than `max_tokens`.
+    """
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    sequences = [
+        TokenPair(prompt_ids=tuple(prompt), answer_ids=tuple(answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer and len(prompt) + len(answer) <= max_tokens
+    ]
+    return sequences, len(pairs) - len(sequences)
+
+
+def plan_batches(
+    lengths: Sequence[int], *, batch_size: int, steps: int, seed: int
+) -> list[list[int]]:
+    """Returns the indices of every batch of a training run.
+
+    Every pass over the data is a fresh shuffle; within groups of `BUCKET_BATCHES` batches,
+    examples of like length come together. Depends on nothing but the arguments, so a resumed run
+    goes on with the same batches.
+
+    Args:
+        lengths: tokens of each example; at least one.
+        batch_size: examples a batch; fewer if there are fewer examples.
+        steps: number of batches.
+        seed: of the shuffles.
+    """
+    if not lengths:
+        raise ValueError("got no examples, expected at least one")
+    rng = random.Random(f"batches|{seed}")
+    size = min(batch_size, len(lengths))
+    planned: list[list[int]] = []
+    while len(planned) < steps:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        # The last batch of a pass is filled up from its start.
+        order += order[: -len(order) % size]
+        epoch: list[list[int]] = []
+        for first in range(0, len(order), size * BUCKET_BATCHES):
+            group = sorted(order[first : first + size * BUCKET_BATCHES], key=lengths.__getitem__)
+            epoch += [group[at : at + size] for at in range(0, len(group), size)]
+        rng.shuffle(epoch)
+        planned += epoch
+    return planned[:steps]

@@ -1,0 +1,252 @@
+"""Trains a LoRA on (prompt, answer) pairs: one linear, seeded recipe."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+
+from lorebase.serving.errors import InvalidArgumentError
+
+from ..ports import Checkpoint, no_checkpoint
+from .batches import TokenPair, encode_pairs, plan_batches
+from .files import ResumePoint, save_adapter
+from .settings import ALL_LINEAR, DistillRecipe, LoraSettings
+
+IGNORED = -100
+"""Label of a position without loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """What a training run did."""
+
+    steps: int
+    examples: int
+    skipped_examples: int
+    """Left out for being too long or having no answer."""
+    tokens: int
+    """Real tokens, padding not counted, in the steps of this process."""
+    padding_share: float
+    seconds: float
+    """Wall time of the steps of this process, waiting at checkpoints included."""
+    steps_per_second: float
+    first_loss: float
+    last_loss: float
+    """Means of the first and last tenth of the steps of this process, nats per answer token."""
+    parameters: int
+    """Trained."""
+    resumed_from: int
+    """Step at which an interrupted run was taken up; 0 for a run from the start."""
+
+
+def train_lora(
+    *,
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    lora: LoraSettings,
+    recipe: DistillRecipe,
+    out_dir: Path,
+    base_id: str = "",
+    checkpoint: Checkpoint = no_checkpoint,
+) -> TrainSummary:
+    """Trains a LoRA and writes a PEFT directory.
+
+    Cross-entropy on the answers' tokens only, AdamW, warm-up and linear decay, length-bucketed
+    batches. fp32 on CPU, bf16 autocast on a GPU. The same arguments give the same adapter on
+    the same machine. The model is left without the adapter, frozen and in evaluation mode.
+
+    Args:
+        model: transformers causal language model.
+        tokenizer: its tokenizer.
+        pairs: (prompt, answer); the answer holds its stop.
+        lora: shape of the adapter.
+        recipe: how to train. With `save_every`, a run that was interrupted goes on from the
+            last resume point in `out_dir`.
+        out_dir: gets adapter_config.json and adapter_model.safetensors.
+        base_id: goes into the adapter's config; a plain name, never a path.
+        checkpoint: called before every step; may block or raise to cancel.
+
+    Raises:
+        InvalidArgumentError: no usable pairs, or no such target modules.
+        FloatingPointError: the loss is not finite.
+    """
+    examples, skipped = encode_pairs(tokenizer, pairs, max_tokens=recipe.max_tokens)
+    if not examples:
+        raise InvalidArgumentError(
+            f"got {len(pairs)} pairs of which {skipped} are empty or longer than "
+            f"{recipe.max_tokens} tokens; expected at least one to train on"
+        )
+    total = recipe.total_steps(len(examples))
+    batches = plan_batches(
+        [len(example) for example in examples],
+        batch_size=recipe.batch_size,
+        steps=total,
+        seed=recipe.seed,
+    )
+    adapted = _attach(model, lora, recipe.seed, base_id)
+    resume = ResumePoint(out_dir, identity=(lora, recipe, base_id, examples))
+    try:
+        summary = _run(adapted, examples, batches, lora, recipe, resume, checkpoint)
+        save_adapter(adapted, out_dir, dtype=getattr(torch, recipe.weights_dtype))
+        resume.clear()
+    finally:
+        _detach(adapted, model)
+    return replace(summary, skipped_examples=skipped)
+
+
+def _run(
+    adapted: Any,
+    examples: Sequence[TokenPair],
+    batches: Sequence[Sequence[int]],
+    lora: LoraSettings,
+    recipe: DistillRecipe,
+    resume: ResumePoint,
+    checkpoint: Checkpoint,
+) -> TrainSummary:
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    total = len(batches)
+    first_step = resume.load(adapted, optimizer) if recipe.save_every else 0
+    device = parameters[0].device
+    pad_id = 0  # Never attended to and never scored, so any id does.
+    losses: list[float] = []
+    tokens = padded = 0
+    started = time.perf_counter()
+    adapted.train()
+    for step in range(first_step, total):
+        checkpoint(step / total)
+        batch = [examples[i] for i in batches[step]]
+        ids_BT, labels_BT, keep = collate(batch, pad_id)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step, total)
+        with _dropout_seed(lora, recipe.seed, step), _precision(device):
+            loss = _answer_loss(adapted, ids_BT.to(device), labels_BT.to(device), keep)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.max_gradient_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(_finite(loss, step))
+        tokens += sum(map(len, batch))
+        padded += ids_BT.numel()
+        if recipe.save_every and (step + 1) % recipe.save_every == 0 and step + 1 < total:
+            resume.save(adapted, optimizer, step + 1)
+    checkpoint(1.0)
+    seconds = time.perf_counter() - started
+    tenth = max(1, len(losses) // 10)
+    return TrainSummary(
+        steps=total,
+        examples=len(examples),
+        skipped_examples=0,
+        tokens=tokens,
+        padding_share=1.0 - tokens / padded if padded else 0.0,
+        seconds=seconds,
+        steps_per_second=len(losses) / seconds if seconds else 0.0,
+        first_loss=sum(losses[:tenth]) / tenth,
+        last_loss=sum(losses[-tenth:]) / tenth,
+        parameters=sum(p.numel() for p in parameters),
+        resumed_from=first_step,
+    )
+
+
+def collate(batch: Sequence[TokenPair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Puts examples side by side, padded on the right.
+
+    Under causal attention no real token sees the padding behind it, so no mask is needed and
+    attention takes its fastest path.
+
+    Returns:
+        ids and labels, both [B, T] int64 (labels are -100 except on answers), and the number of
+        last positions whose logits the loss needs.
+    """
+    width = max(map(len, batch))
+    ids_BT = torch.full((len(batch), width), pad_id, dtype=torch.int64)
+    labels_BT = torch.full((len(batch), width), IGNORED, dtype=torch.int64)
+    for row, example in enumerate(batch):
+        start, end = len(example.prompt_ids), len(example)
+        ids_BT[row, :end] = torch.tensor(example.prompt_ids + example.answer_ids)
+        labels_BT[row, start:end] = ids_BT[row, start:end]
+    first_answer = max(1, min(len(example.prompt_ids) for example in batch))
+    return ids_BT, labels_BT, width - first_answer + 1
+
+
+def _answer_loss(
+    model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor, keep: int
+) -> torch.Tensor:
+    """Returns the mean of -log p(answer token | everything before it)."""
+    logits_BKV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=keep).logits
+    # Position t predicts token t + 1; the last one predicts nothing we know.
+    scores_NV = logits_BKV[:, :-1].float().flatten(0, 1)
+    wanted_N = labels_BT[:, labels_BT.shape[1] - keep + 1 :].flatten()
+    return F.cross_entropy(scores_NV, wanted_N, ignore_index=IGNORED)
+
+
+def _attach(model: Any, lora: LoraSettings, seed: int, base_id: str) -> Any:
+    """Puts a fresh LoRA on the model; the initial weights depend on the seed alone."""
+    all_linear = lora.target_modules == ALL_LINEAR
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        # PEFT declares an integer and takes any number; whole ones are written as integers.
+        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if all_linear else list(lora.target_modules),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"can't put a LoRA on {', '.join(lora.target_modules)} of "
+                f"{type(model).__name__}: {error}",
+                reason="TARGET_MODULES",
+            ) from error
+    config.base_model_name_or_path = base_id
+    return adapted
+
+
+def _detach(adapted: Any, model: Any) -> None:
+    """Takes the LoRA off again and leaves the base as it was, frozen."""
+    adapted.unload()
+    # PEFT leaves its mark behind and would warn that the model is adapted already.
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model.requires_grad_(False)
+    model.eval()
+
+
+def _precision(device: torch.device) -> AbstractContextManager[object]:
+    # bf16 matrix products are far slower than fp32 on CPUs without AMX or AVX512-BF16.
+    on_gpu = device.type == "cuda"
+    return torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
+
+
+@contextmanager
+def _dropout_seed(lora: LoraSettings, seed: int, step: int) -> Iterator[None]:
+    """Fixes dropout by seed and step, so that a resumed run drops the same."""
+    if not lora.dropout:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+def _finite(loss: torch.Tensor, step: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"loss {value} at step {step + 1}: lower the learning rate, or check the base"
+        )
+    return value

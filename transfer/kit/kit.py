@@ -1,0 +1,63 @@
+"""The transfer kit: all that stays of a client's data so that its adapter can migrate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from ..ports import Example
+from .format import TaskFormat
+
+SCHEMA_VERSION = 1
+MAX_SEEDS = 16
+MAX_TEXT_CHARS = 32_768
+USABLE_AUC = 0.65
+"""Below this the discriminator tells real from synthetic inputs hardly better than chance: in
+trials it then removed good inputs as often as bad ones and harmed the result."""
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferKit:
+    """Contents of `kit.json`; the discriminator's weights lie beside it.
+
+    Holds the k seeds and figures about the data, never more of the data itself.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    base_id: Annotated[str, Field(min_length=1, max_length=256)]
+    """Base that the discriminator fits and that the adapter was trained on."""
+    dataset_name: Annotated[str, Field(min_length=1, max_length=256)]
+    """Short description of the data, as a discriminator prompt names it."""
+    dataset_size: _Count
+    """Number of different examples that the client had, |D|."""
+    format: TaskFormat
+    """How inputs and answers are written."""
+    seeds: Annotated[tuple[Example, ...], Field(min_length=1, max_length=MAX_SEEDS)]
+    """Real examples that the client agrees to leave."""
+    threshold: float
+    """An input is kept when log p(real) - log p(not real) is greater."""
+    discriminator_auc: _Share
+    """Area under the ROC curve on held-out real and synthetic inputs of the source base."""
+    real_pass_rate: _Share
+    """Share of held-out real inputs above the threshold."""
+    fake_pass_rate: _Share
+    """Share of held-out synthetic inputs of the source base above the threshold."""
+    max_input_chars: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)]
+    """A synthetic input may not be longer."""
+    max_input_tokens: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)]
+    """Budget of tokens for a synthetic input."""
+    max_answer_tokens: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)]
+    """Budget of tokens for an answer."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Seed, recipe, counts, base revision: enough to say how the kit came about."""
+
+    @property
+    def discriminates(self) -> bool:
+        """Whether the discriminator is good enough to filter with."""
+        return self.discriminator_auc >= USABLE_AUC

@@ -1,0 +1,186 @@
+"""Draws new inputs from a base: rejection sampling with a hard cap."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorebase.serving.engine.protocol import Completion, Sampling
+from lorebase.serving.errors import UnavailableError
+
+from ..kit.format import TaskFormat
+from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
+from .dedupe import DuplicateIndex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawSettings:
+    """How inputs are drawn."""
+
+    temperature: float = 1.0
+    """1 samples the base's own distribution."""
+    top_p: float = 1.0
+    batch_size: int = 64
+    """Samples between two checkpoints."""
+    max_draw_factor: float = 6.0
+    """Hard cap: at most this many samples for each input wanted."""
+    min_draws: int = 64
+    """The cap is never lower than this."""
+    distinct_orders: int = 32
+    """Orders of the seeds in use. Samples that share an order share the cost of its prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesisResult:
+    """New inputs and how they came about."""
+
+    inputs: list[str]
+    stats: dict[str, Any]
+    """wanted, drawn, accepted, acceptance_rate, complete and the dropped ones by cause."""
+
+
+def seed_orders(seeds: Sequence[Example], count: int, seed: int) -> list[tuple[Example, ...]]:
+    """Returns at most `count` different random orders of the seeds, fixed by `seed`."""
+    rng = random.Random(f"orders|{seed}")
+    orders: dict[tuple[Example, ...], None] = {}
+    # 20 tries an order: enough to find all the orders of few seeds, and bounded.
+    for _ in range(20 * count):
+        if len(orders) >= count:
+            break
+        order = list(seeds)
+        rng.shuffle(order)
+        orders.setdefault(tuple(order))
+    return list(orders)
+
+
+def sampling_seed(seed: int, first: int) -> int:
+    """Returns the sampling seed of sample number `first` of stream `seed`.
+
+    Streams lie far apart, so that sample i of one attempt never repeats one of another.
+    """
+    return (seed * 1_000_003 + first) % (1 << 31)
+
+
+async def draw_inputs(
+    generator: TextGenerator,
+    model: ModelSpec,
+    *,
+    format: TaskFormat,
+    seeds: Sequence[Example],
+    count: int,
+    seed: int,
+    max_input_chars: int,
+    max_input_tokens: int,
+    settings: DrawSettings | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
+) -> SynthesisResult:
+    """Lets a base write up to `count` different new inputs after the seeds.
+
+    Args:
+        generator: Where text comes from.
+        model: The base that writes.
+        format: Wording of the prompt.
+        seeds: Real examples to go on from.
+        count: Inputs wanted. Fewer come back when the cap on samples is reached first; the
+            statistics then say `complete: False`.
+        seed: Fixes the seeds' orders and the sampling.
+        max_input_chars: Longer inputs are dropped.
+        max_input_tokens: Budget of a sample; what is unfinished then is dropped.
+        settings: Temperature, batch size, cap.
+        checkpoint: Called between batches.
+
+    Raises:
+        ValueError: `count` is negative or there are no seeds.
+        UnavailableError: a whole batch failed.
+    """
+    if count < 0 or not seeds:
+        raise ValueError(f"got count={count} and {len(seeds)} seeds, expected count >= 0 and seeds")
+    settings = settings or DrawSettings()
+    orders = seed_orders(seeds, settings.distinct_orders, seed)
+    prompts = [format.synthesis_prompt(order) for order in orders]
+    stop = format.synthesis_stop(len(seeds))
+    index = DuplicateIndex(example.input for example in seeds)
+    inputs: list[str] = []
+    dropped: Counter[str] = Counter()
+    drawn = 0
+    cap = max(settings.min_draws, int(settings.max_draw_factor * count)) if count else 0
+    while len(inputs) < count and drawn < cap:
+        checkpoint(len(inputs) / count)
+        size = _batch_size(settings, count - len(inputs), drawn, len(inputs), cap)
+        completions = await generator.complete(
+            model,
+            [prompts[number % len(prompts)] for number in range(drawn, drawn + size)],
+            Sampling(
+                max_tokens=max_input_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                stop=(stop,),
+                seed=sampling_seed(seed, drawn),
+            ),
+        )
+        drawn += size
+        require_some(completions, model)
+        for text, fault in _judge(completions, format, max_input_chars):
+            if fault or not index.add(text):
+                dropped[fault or "duplicate"] += 1
+            elif len(inputs) < count:
+                inputs.append(text)
+            else:
+                dropped["surplus"] += 1
+    checkpoint(1.0)
+    return SynthesisResult(
+        inputs=inputs, stats=_statistics(count, drawn, len(inputs), len(orders), dropped)
+    )
+
+
+def _batch_size(settings: DrawSettings, missing: int, drawn: int, accepted: int, cap: int) -> int:
+    """Samples of the next batch: what the acceptance so far makes necessary, and a bit more."""
+    acceptance = max(0.1, accepted / drawn) if drawn else 0.8
+    return max(1, min(settings.batch_size, int(missing / acceptance * 1.1) + 1, cap - drawn))
+
+
+def require_some(completions: Sequence[Completion], model: ModelSpec) -> None:
+    """Raises UnavailableError if every completion of a batch failed: that is no bad luck."""
+    errors = [item.error for item in completions if item.error is not None]
+    if errors and len(errors) == len(completions):
+        raise UnavailableError(
+            f"all {len(errors)} prompts of a batch failed on base {model.base_id!r}, the first "
+            f"with: {errors[0]}",
+            reason="GENERATION_FAILED",
+        )
+
+
+def _judge(
+    completions: Sequence[Completion], format: TaskFormat, max_chars: int
+) -> Iterator[tuple[str, str]]:
+    """Yields each sample's text and why it is unfit ("" if it is fit)."""
+    for item in completions:
+        text = item.text.strip()
+        if item.error is not None:
+            yield "", "failed"
+        elif item.finish_reason != "stop":
+            yield text, "unfinished"
+        elif not text:
+            yield text, "empty"
+        elif len(text) > max_chars:
+            yield text, "too_long"
+        elif any(marker in text for marker in format.markers):
+            yield text, "malformed"
+        else:
+            yield text, ""
+
+
+def _statistics(
+    wanted: int, drawn: int, accepted: int, orders: int, dropped: Counter[str]
+) -> dict[str, Any]:
+    fit = accepted + dropped["surplus"]
+    return {
+        "wanted": wanted,
+        "drawn": drawn,
+        "accepted": accepted,
+        "acceptance_rate": round(fit / drawn, 4) if drawn else 0.0,
+        "complete": accepted >= wanted,
+        "seed_orders": orders,
+        "dropped": dict(sorted(dropped.items())),
+    }
