@@ -1,0 +1,78 @@
+"""The engine on vLLM's AsyncLLM: engine core in a process of its own, for serving."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from .settings import EngineSettings
+from .tokens import TokenEncoder
+from .vllm_common import engine_args
+from .vllm_engine import VllmEngine
+
+
+class AsyncDriver:
+    """Drives an AsyncLLM from the event loop it was started in."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        self._llm = llm
+        self._stopped = False
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        lora: LoRARequest | None,
+        priority: int,
+    ) -> AsyncGenerator[RequestOutput]:
+        """Generates; closing the generator aborts the request."""
+        outputs = self._llm.generate(
+            tokens_input(prompt_ids),
+            params,
+            request_id,
+            lora_request=lora,
+            priority=priority,
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def add_lora(self, lora: LoRARequest) -> None:
+        """Loads an adapter."""
+        await self._llm.add_lora(lora)
+
+    async def remove_lora(self, int_id: int) -> None:
+        """Unloads an adapter; a no-op if it is not loaded."""
+        await self._llm.remove_lora(int_id)
+
+    def unfinished(self) -> int:
+        """Requests that vLLM has not finished or aborted."""
+        return self._llm.get_num_unfinished_requests()
+
+    def dead(self) -> str | None:
+        """Why the engine can't serve any more, or None while it can."""
+        if self._stopped:
+            return "it was shut down"
+        return "its engine core process is gone" if self._llm.errored else None
+
+    async def shutdown(self) -> None:
+        """Stops vLLM and its processes."""
+        if not self._stopped:
+            self._stopped = True
+            self._llm.shutdown()
+
+
+class AsyncVllmEngine(VllmEngine):
+    """An engine for serving; start it inside the event loop that will use it."""
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> "AsyncVllmEngine":
+        """Loads the base. Blocks the event loop for the time of the start (10-30 s)."""
+        llm = AsyncLLM.from_engine_args(engine_args(settings))
+        encoder = TokenEncoder(llm.get_tokenizer(), llm.model_config.get_vocab_size())
+        return cls(settings, AsyncDriver(llm), encoder)

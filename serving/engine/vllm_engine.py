@@ -1,0 +1,243 @@
+"""The engine proper: everything that does not depend on how vLLM is driven."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+
+from ..artifacts import AdapterLimits, base_shapes, check_adapter
+from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
+from .adapters import AdapterRegistry, LoadedAdapter
+from .background import BackgroundGate
+from .protocol import (
+    BACKGROUND_PRIORITY,
+    Chunk,
+    EngineStats,
+    GenerationRequest,
+    VersionRef,
+)
+from .sampling import check_prompt, check_request
+from .settings import EngineSettings
+from .tokens import TokenEncoder
+from .vllm_common import lora_request, map_error, sampling_params, to_chunk
+
+logger = logging.getLogger(__name__)
+
+
+class Driver(Protocol):
+    """One way to run vLLM. Errors are vLLM's own; `VllmEngine` maps them."""
+
+    def generate(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        lora: LoRARequest | None,
+        priority: int,
+    ) -> AsyncGenerator[RequestOutput]:
+        """Generates; closing the generator aborts the request."""
+        ...
+
+    async def add_lora(self, lora: LoRARequest) -> None:
+        """Loads an adapter."""
+        ...
+
+    async def remove_lora(self, int_id: int) -> None:
+        """Unloads an adapter; a no-op if it is not loaded."""
+        ...
+
+    def unfinished(self) -> int:
+        """Requests that vLLM has not finished or aborted."""
+        ...
+
+    def dead(self) -> str | None:
+        """Why the engine can't serve any more, or None while it can."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Stops vLLM."""
+        ...
+
+
+class VllmEngine:
+    """Implements `protocol.Engine` on a driver; for one event loop.
+
+    Background requests (priority >= BACKGROUND_PRIORITY) pass the gate and give one chunk at
+    their end; foreground requests stream.
+    """
+
+    def __init__(self, settings: EngineSettings, driver: Driver, encoder: TokenEncoder) -> None:
+        self.settings = settings
+        self._driver = driver
+        self._encoder = encoder
+        self._gate = BackgroundGate(
+            cap=settings.background_cap,
+            busy_cap=settings.background_cap_busy,
+            max_waiting=settings.background_queue,
+        )
+        self._adapters = AdapterRegistry(
+            capacity=settings.max_cpu_loras,
+            load=self._load,
+            unload=self._unload,
+            wait_s=settings.adapter_wait_s,
+        )
+        self._shapes = base_shapes(Path(settings.model_path))
+        self._limits = AdapterLimits(max_rank=settings.max_lora_rank)
+        self._numbers = itertools.count()
+        self._unstarted = 0
+        self._process = psutil.Process()
+
+    async def ensure_adapter(self, version: VersionRef) -> None:
+        """Loads and checks an adapter version; see `protocol.Engine`."""
+        self._check_base(version)
+        await self._adapters.ensure(version)
+
+    async def drop_adapter(self, version_id: str) -> bool:
+        """Unloads a version once no request uses it; see `protocol.Engine`."""
+        return await self._adapters.drop(version_id)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
+        """Generates; see `protocol.Engine`. Close the generator to abort the request."""
+        check_request(request)
+        prompt_ids = await self._prompt_ids(request)
+        check_prompt(len(prompt_ids), self.settings.max_model_len)
+        choice_ids = self._encoder.choice_ids(request.sampling.choices)
+        if request.version is not None:
+            self._check_base(request.version)
+        background = request.priority >= BACKGROUND_PRIORITY
+        params = sampling_params(request.sampling, choice_ids, stream=not background)
+        async with AsyncExitStack() as stack:
+            if background:
+                await stack.enter_async_context(self._gate.enter_background())
+            else:
+                stack.enter_context(self._gate.enter_foreground())
+            adapter: LoadedAdapter | None = None
+            if request.version is not None:
+                adapter = await stack.enter_async_context(self._adapters.use(request.version))
+            outputs = self._driver.generate(
+                # Unique here even if a client uses an id twice.
+                f"{request.request_id}/{next(self._numbers)}",
+                prompt_ids,
+                params,
+                lora_request(adapter) if adapter else None,
+                request.priority,
+            )
+            await stack.enter_async_context(aclosing(outputs))
+            async for output in self._mapped(outputs, counted=not background):
+                yield to_chunk(
+                    output,
+                    base_id=self.settings.base_id,
+                    version_id=adapter.version.id if adapter else "",
+                    choice_ids=choice_ids,
+                )
+
+    async def stats(self) -> EngineStats:
+        """Returns the current load; a foreground request waits until its first token."""
+        return EngineStats(
+            base_id=self.settings.base_id,
+            running_foreground=self._gate.foreground - self._unstarted,
+            waiting_foreground=self._unstarted,
+            running_background=self._gate.running + self._gate.waiting,
+            loaded_versions=len(self._adapters.loaded),
+            rss_bytes=await asyncio.to_thread(self._rss_bytes),
+        )
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError if the engine can't serve any more."""
+        self._check_alive()
+
+    async def shutdown(self) -> None:
+        """Stops the engine; requests in flight end with EngineDeadError."""
+        await self._driver.shutdown()
+
+    def unfinished_requests(self) -> int:
+        """Returns how many requests vLLM still works on."""
+        return self._driver.unfinished()
+
+    async def _mapped(
+        self, outputs: AsyncGenerator[RequestOutput], *, counted: bool
+    ) -> AsyncGenerator[RequestOutput]:
+        """Passes outputs on with errors mapped; counts the request until its first output."""
+        waiting = int(counted)
+        self._unstarted += waiting
+        try:
+            async for output in outputs:
+                self._unstarted -= waiting
+                waiting = 0
+                yield output
+        except Exception as error:
+            mapped = map_error(error)
+            if mapped is error:
+                raise
+            raise mapped from error
+        finally:
+            self._unstarted -= waiting
+
+    async def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+        if request.prompt_token_ids is not None:
+            return self._encoder.check_ids(request.prompt_token_ids)
+        assert request.prompt is not None, "checked by check_request"
+        return await self._encoder.encode(request.prompt)
+
+    def _check_base(self, version: VersionRef) -> None:
+        if version.base_id != self.settings.base_id:
+            raise InvalidArgumentError(
+                f"adapter version {version.id!r} was made for base {version.base_id!r}, this "
+                f"engine runs {self.settings.base_id!r}; route it to that base's engine, or "
+                "upgrade the adapter",
+                reason="WRONG_BASE",
+            )
+
+    def _check_alive(self) -> None:
+        cause = self._driver.dead()
+        if cause is not None:
+            raise EngineDeadError(f"the engine of base {self.settings.base_id!r} died: {cause}")
+
+    async def _load(self, adapter: LoadedAdapter) -> None:
+        version = adapter.version
+        # Also for artifacts that were checked when they were imported: files may have gone
+        # since, and a wrong shape would be copied into a larger slot without a word.
+        await asyncio.to_thread(check_adapter, Path(version.path), self._shapes, self._limits)
+        try:
+            async with asyncio.timeout(self.settings.adapter_load_timeout_s):
+                await self._driver.add_lora(lora_request(adapter))
+        except LorebaseError:
+            raise
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"loading adapter version {version.id!r} took longer than "
+                f"{self.settings.adapter_load_timeout_s:g} s; retry later"
+            ) from error
+        except Exception as error:
+            self._check_alive()
+            mapped = map_error(error)
+            if isinstance(mapped, EngineDeadError):
+                raise mapped from error
+            raise InvalidArgumentError(
+                f"the engine can't load adapter version {version.id!r}: {error}",
+                reason="ADAPTER_REFUSED",
+            ) from error
+        logger.info("loaded adapter version %s as %d", version.id, adapter.int_id)
+
+    async def _unload(self, adapter: LoadedAdapter) -> None:
+        try:
+            await self._driver.remove_lora(adapter.int_id)
+        except Exception as error:
+            raise map_error(error) from error
+
+    def _rss_bytes(self) -> int:
+        total: int = self._process.memory_info().rss
+        for child in self._process.children(recursive=True):
+            try:
+                total += child.memory_info().rss
+            except psutil.Error:
+                continue  # gone meanwhile
+        return total
