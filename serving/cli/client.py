@@ -7,6 +7,7 @@ Lists are read page by page and returned whole. The client is thread-safe, as gR
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lorebase.v1 import inference_pb2, inference_pb2_grpc
 
-from ..errors import UnavailableError
+from ..errors import InvalidArgumentError, UnavailableError
+from . import DEFAULT_ENDPOINT
 from .adapters import ADAPTER, EVALUATION_SET, KIT, PAGE_SIZE, AdapterCalls
 from .failures import error_of
 from .upgrades import UpgradeCalls
@@ -27,9 +29,8 @@ __all__ = [
     "KIT",
     "LorebaseClient",
     "generate_request",
+    "tls_credentials",
 ]
-
-DEFAULT_ENDPOINT = "127.0.0.1:19000"
 
 
 class LorebaseClient(AdapterCalls, UpgradeCalls):
@@ -145,6 +146,21 @@ class LorebaseClient(AdapterCalls, UpgradeCalls):
             token = response.next_page_token
             if not token:
                 return models
+
+
+def tls_credentials(ca: Path) -> grpc.ChannelCredentials:
+    """Returns credentials that trust the PEM certificates in a file.
+
+    Raises:
+        InvalidArgumentError: the file can't be read or holds no certificate.
+    """
+    try:
+        pem = ca.read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(f"can't read the certificates in {ca}: {error}") from error
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise InvalidArgumentError(f"{ca} holds no PEM certificate: expected -----BEGIN CERTI...")
+    return grpc.ssl_channel_credentials(root_certificates=pem)
 
 
 def generate_request(

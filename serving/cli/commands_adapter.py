@@ -166,7 +166,7 @@ def build(
     name: Annotated[str, typer.Option("--name", help="What the data set is called.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the kit goes.")],
     task_format: Annotated[
-        str, typer.Option("--format", help="Prompt format: document, paper, or a JSON file of one.")
+        str, typer.Option("--format", help="Prompt format: document or paper.")
     ] = "document",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     seeds: Annotated[int, typer.Option(help="Examples that the kit keeps.", min=1)] = 5,
@@ -181,7 +181,7 @@ def build(
         base_dir=base_dir,
         base_id=base,
         dataset_name=name,
-        out_dir=out,
+        out=out,
         format=task_format,
         seed=seed,
         seeds=seeds,

@@ -7,7 +7,7 @@ import typer
 
 from . import commands_adapter, commands_config, commands_system, commands_upgrade
 from .exits import EXIT_CODES_HELP
-from .session import EndpointOption, OutputOption, TimeoutOption, options_from
+from .session import CaOption, EndpointOption, OutputOption, TimeoutOption, options_from
 
 app = typer.Typer(
     name="lorebase",
@@ -38,11 +38,12 @@ def _root(
     endpoint: EndpointOption = None,
     output: OutputOption = None,
     timeout: TimeoutOption = None,
+    ca: CaOption = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    ctx.obj = options_from().updated(endpoint, output, timeout)
+    ctx.obj = options_from().updated(endpoint=endpoint, output=output, timeout=timeout, ca=ca)
 
 
 def main(arguments: list[str] | None = None) -> None:

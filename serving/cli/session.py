@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, cast
 
 import typer
 
+from . import DEFAULT_ENDPOINT
 from .exits import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 ENDPOINT_VARIABLE = "LOREBASE_ENDPOINT"
-DEFAULT_ENDPOINT = "127.0.0.1:19000"
+CA_VARIABLE = "LOREBASE_CA"
 
 
 class Output(StrEnum):
@@ -51,6 +53,23 @@ TimeoutOption = Annotated[
     ),
 ]
 
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help=f"Connect with TLS and trust this PEM certificate (env {CA_VARIABLE}).",
+    ),
+]
+_SHARED: dict[str, Any] = {
+    "endpoint": EndpointOption,
+    "output": OutputOption,
+    "timeout": TimeoutOption,
+    "ca": CaOption,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -59,21 +78,33 @@ class Options:
     endpoint: str = DEFAULT_ENDPOINT
     output: Output = Output.TABLE
     timeout_s: float = 30.0
+    ca: Path | None = None
+    """PEM file of the certificates to trust; None connects in clear text."""
 
     def updated(
-        self, endpoint: str | None, output: Output | None, timeout_s: float | None
+        self,
+        *,
+        endpoint: str | None = None,
+        output: Output | None = None,
+        timeout: float | None = None,
+        ca: Path | None = None,
     ) -> "Options":
         """Returns a copy with what is not None replaced."""
         return Options(
             endpoint=endpoint or self.endpoint,
             output=output or self.output,
-            timeout_s=timeout_s or self.timeout_s,
+            timeout_s=timeout or self.timeout_s,
+            ca=ca or self.ca,
         )
 
 
 def options_from(environment: Mapping[str, str] = os.environ) -> Options:
-    """Returns the defaults, with the endpoint from the environment if it names one."""
-    return Options(endpoint=environment.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT)
+    """Returns the defaults, with endpoint and certificate from the environment if it names them."""
+    ca = environment.get(CA_VARIABLE)
+    return Options(
+        endpoint=environment.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT,
+        ca=Path(ca) if ca else None,
+    )
 
 
 class Session:
@@ -93,9 +124,14 @@ class Session:
         """The connection, opened at first use."""
         if self._client is None:
             # --help and local commands must not pay for importing the stubs.
-            from .client import LorebaseClient
+            from .client import LorebaseClient, tls_credentials
 
-            self._client = LorebaseClient(self.options.endpoint, timeout_s=self.options.timeout_s)
+            options = self.options
+            self._client = LorebaseClient(
+                options.endpoint,
+                timeout_s=options.timeout_s,
+                credentials=None if options.ca is None else tls_credentials(options.ca),
+            )
         return self._client
 
     @functools.cached_property
@@ -174,9 +210,9 @@ def command(app: typer.Typer, name: str) -> Callable[[Command[P]], Command[P]]:
     def register(function: Command[P]) -> Command[P]:
         @functools.wraps(function)
         def run(ctx: typer.Context, **arguments: Any) -> None:
-            shared = [arguments.pop(key) for key in ("endpoint", "output", "timeout")]
+            shared = {name: arguments.pop(name) for name in _SHARED}
             options = cast(Options | None, ctx.obj) or options_from()
-            session = Session(options.updated(*shared))
+            session = Session(options.updated(**shared))
             try:
                 cast(Callable[..., None], function)(session, **arguments)
             except KeyboardInterrupt:
@@ -189,9 +225,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Command[P]], Command[P]]:
         parameters = [
             inspect.Parameter("ctx", keyword, annotation=typer.Context),
             *(parameter.replace(kind=keyword) for parameter in own),
-            inspect.Parameter("endpoint", keyword, default=None, annotation=EndpointOption),
-            inspect.Parameter("output", keyword, default=None, annotation=OutputOption),
-            inspect.Parameter("timeout", keyword, default=None, annotation=TimeoutOption),
+            *(
+                inspect.Parameter(name, keyword, default=None, annotation=annotation)
+                for name, annotation in _SHARED.items()
+            ),
         ]
         # Typer reads both.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -176,7 +176,7 @@ class Upgrades(upgrade_pb2_grpc.UpgradeServiceServicer):
 class Server:
     """All services on a free loopback port."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.adapters = Adapters()
         self.inference = Inference()
         self.upgrades = Upgrades()
@@ -187,7 +187,10 @@ class Server:
         upgrade_pb2_grpc.add_UpgradeServiceServicer_to_server(self.upgrades, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
         self.set_serving(True)
-        port = self._grpc.add_insecure_port("127.0.0.1:0")
+        if credentials is None:
+            port = self._grpc.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._grpc.add_secure_port("127.0.0.1:0", credentials)
         self.endpoint = f"127.0.0.1:{port}"
         self._grpc.start()
 

@@ -5,9 +5,14 @@ import json
 import socket
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from lorebase.serving.cli import doctor
 from lorebase.serving.cli.client import LorebaseClient, generate_request
@@ -248,6 +253,43 @@ def test_a_call_that_the_server_lacks_is_explained(run: Run) -> None:
     code, _, err = run("upgrade", "finish", "--yes")
     assert code == 4
     assert "does not offer this call" in err
+
+
+def test_tls_needs_the_right_certificate(run: Run, tmp_path: Path) -> None:
+    certificate, key = _self_signed(tmp_path / "a"), tmp_path / "a.key"
+    other = _self_signed(tmp_path / "b")
+    secure = Server(grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())]))
+    try:
+        where = ("--endpoint", secure.endpoint.replace("127.0.0.1", "localhost"))
+        assert run("status", *where, "--ca", str(certificate))[0] == 0
+        assert run("status", *where, "--ca", str(other))[0] == 5
+        assert run("status", *where, "--ca", str(key))[0] == 4
+    finally:
+        secure.stop()
+
+
+def _self_signed(path: Path) -> Path:
+    """Writes path.key and path.pem for localhost; returns the latter."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    path.with_suffix(".key").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    path.with_suffix(".pem").write_bytes(certificate.public_bytes(pem))
+    return path.with_suffix(".pem")
 
 
 def test_the_doctor_tells_a_free_port_from_a_taken_one(server: Server) -> None:

@@ -117,7 +117,8 @@ def test_a_server_without_the_call_is_explained() -> None:
 def test_options_after_the_command_win_over_those_before_and_the_environment() -> None:
     options = options_from({"LOREBASE_ENDPOINT": "env:1"})
     assert options.endpoint == "env:1"
-    options = options.updated("before:1", Output.JSON, None).updated("after:1", None, 2.0)
+    options = options.updated(endpoint="before:1", output=Output.JSON)
+    options = options.updated(endpoint="after:1", timeout=2.0)
     assert options == Options(endpoint="after:1", output=Output.JSON, timeout_s=2.0)
     assert options_from({"LOREBASE_ENDPOINT": ""}).endpoint == "127.0.0.1:19000"
 
