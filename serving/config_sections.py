@@ -92,9 +92,9 @@ class ServingSection(Section):
     """Gateway replicas. They share the ports below; two or more survive the loss of one."""
     host: str = "127.0.0.1"
     """Address to bind. The default admits this machine only."""
-    grpc_port: int = Field(default=50051, ge=0, le=65535)
+    grpc_port: int = Field(default=19000, ge=0, le=65535)
     """0 takes a free port at start."""
-    http_port: int = Field(default=8080, ge=0, le=65535)
+    http_port: int = Field(default=18000, ge=0, le=65535)
     """0 takes a free port at start."""
     max_concurrency: int = Field(default=256, ge=1)
     """Requests that one gateway has at the engines at a time."""
