@@ -117,7 +117,7 @@ log=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto
 endef
 
 .PHONY: lock
-lock: setup ## Resolve requirements/*.in again into hashed locks.
+lock: $(BIN)/uv ## Resolve requirements/*.in again into hashed locks.
 	.ci/lock $(VENV) $(LOCK)
 
 .PHONY: clean
@@ -129,7 +129,7 @@ clean: ## Remove what building and testing left (the .venv too).
 # -- set-up ------------------------------------------------------------------------------------
 
 $(BIN)/uv: requirements/bootstrap.lock
-	.ci/preflight $(PYTHON)
+	.ci/preflight $(PYTHON) $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
