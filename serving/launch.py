@@ -39,7 +39,13 @@ RAY_ENV = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray runs workers at nice 15; the request path must not yield to whatever else runs here.
+    # Training gives way by itself (SCHED_IDLE).
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray runs its workers at nice 15. Gateways and engines are the foreground here; background
+    # training lowers its own priority.
+    "RAY_worker_niceness": "0",
     # Serve's access log costs a line per call on the request path; logs are in files anyway.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
