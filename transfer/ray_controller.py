@@ -22,7 +22,7 @@ from lorebase.transfer.upgrade.metrics import UpgradeMetrics
 from lorebase.transfer.upgrade.settings import settings_from
 
 from .ray_cluster import RayCluster
-from .ray_generator import LeasedGenerator
+from .ray_generator import engine_generator
 from .ray_workers import RayWorkerPool
 
 CONTROLLER_ACTOR = "lorebase-upgrade-controller"
@@ -45,7 +45,7 @@ def build_deps(settings: Settings) -> Deps:
             threads=settings.upgrade.threads_per_worker, idle_s=upgrade.idle_worker_s
         ),
         governor=governor,
-        generator=lambda holder, on_busy: LeasedGenerator(governor.leases, holder, on_busy),
+        generator=lambda holder, on_busy: engine_generator(governor.leases, holder, on_busy),
         settings=upgrade,
         limits=AdapterLimits(
             max_rank=settings.limits.max_adapter_rank, max_bytes=settings.limits.max_artifact_bytes

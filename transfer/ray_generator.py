@@ -1,30 +1,12 @@
-"""TextGenerator over the serving engines, at background priority and under leases."""
+"""How background generation reaches the serving engines."""
 
-import asyncio
-import itertools
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
-
-from lorebase.serving.engine.protocol import (
-    BACKGROUND_PRIORITY,
-    Completion,
-    GenerationRequest,
-    Sampling,
-)
-from lorebase.serving.errors import ResourceExhaustedError, UnavailableError
+from lorebase.serving.engine.protocol import Completion, GenerationRequest
 from lorebase.transfer.governor import LeaseTable
-from lorebase.transfer.ports import ModelSpec
+from lorebase.transfer.upgrade.leased_generator import LeasedGenerator
 
 from .ray_cluster import engine_call
-
-MAX_BATCH = 64
-ATTEMPTS = 20
-"""Tries of one batch: with the waits below about half a minute, which a restarting engine needs."""
-
-Call = Callable[[str, list[GenerationRequest]], Awaitable[list[Completion]]]
 
 
 async def call_engine(base_id: str, requests: list[GenerationRequest]) -> list[Completion]:
@@ -37,79 +19,8 @@ async def call_engine(base_id: str, requests: list[GenerationRequest]) -> list[C
     return found
 
 
-class LeasedGenerator:
-    """Generates in batches; each batch waits for a lease, so a busy foreground stops it soon.
-
-    Args:
-        leases: where leases come from.
-        holder: who generates.
-        on_busy: called with the seconds that each batch took.
-        call: sends a batch to an engine.
-    """
-
-    def __init__(
-        self,
-        leases: LeaseTable,
-        holder: str,
-        on_busy: Callable[[float], None],
-        call: Call = call_engine,
-    ) -> None:
-        self._leases = leases
-        self._holder = holder
-        self._on_busy = on_busy
-        self._call = call
-        self._numbers = itertools.count()
-
-    async def complete(
-        self, model: ModelSpec, prompts: Sequence[str], sampling: Sampling
-    ) -> list[Completion]:
-        """See TextGenerator.complete."""
-        requests = [
-            self._request(model, prompt, sampling, number) for number, prompt in enumerate(prompts)
-        ]
-        results: list[Completion | None] = [None] * len(requests)
-        waiting = iter(range(len(requests)))
-
-        async def work() -> None:
-            while True:
-                async with self._leases.lease("generate", self._holder):
-                    # Cut to size only now: a lease says how big a batch may be.
-                    size = min(MAX_BATCH, self._leases.batch_size)
-                    chosen = list(itertools.islice(waiting, size))
-                    if not chosen:
-                        return
-                    answers = await self._send(model.base_id, [requests[n] for n in chosen])
-                for number, answer in zip(chosen, answers, strict=True):
-                    results[number] = answer
-
-        lanes = max(1, self._leases.capacity.batches)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(lanes, len(requests))):
-                group.create_task(work())
-        return [answer for answer in results if answer is not None]
-
-    def _request(
-        self, model: ModelSpec, prompt: str, sampling: Sampling, number: int
-    ) -> GenerationRequest:
-        seed = None if sampling.seed is None else sampling.seed + number
-        return GenerationRequest(
-            request_id=f"bg-{self._holder}-{next(self._numbers)}",
-            prompt=prompt,
-            version=model.version,
-            sampling=replace(sampling, seed=seed),
-            priority=BACKGROUND_PRIORITY,
-        )
-
-    async def _send(self, base_id: str, batch: list[GenerationRequest]) -> list[Completion]:
-        transient = (UnavailableError, ResourceExhaustedError)
-        async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random(0.5, 3.0),
-            retry=retry_if_exception_type(transient),
-            reraise=True,
-        ):
-            with attempt:
-                began = time.monotonic()
-                answers = await self._call(base_id, batch)
-                self._on_busy(time.monotonic() - began)
-        return answers
+def engine_generator(
+    leases: LeaseTable, holder: str, on_busy: Callable[[float], None]
+) -> LeasedGenerator:
+    """Returns a generator over the engines; see `LeasedGenerator`."""
+    return LeasedGenerator(leases, holder, on_busy, call_engine)

@@ -56,9 +56,14 @@ async def test_all_adapters_move_and_the_old_engine_goes_after_finish(
     assert decisions["a/one"]["bare_score"] == 0.0
     assert set(world.catalog.serving_bases()) == {"old", "next"}
 
-    world.commands.finish(upgrade.id)
-    await world.until(lambda: "old" not in world.cluster.engines)
+    world.cluster.running_foreground = 1
+    _, revision = world.commands.finish(upgrade.id)
+    assert revision == world.catalog.route_revision()
     assert world.catalog.serving_bases() == ("next",)
+    await asyncio.sleep(0.3)
+    assert "old" in world.cluster.engines, "a request is in flight there"
+    world.cluster.running_foreground = 0
+    await world.until(lambda: "old" not in world.cluster.engines)
     assert world.catalog.current_base() == "next"
     await world.until(lambda: set(world.states().values()) == {"retired"})
 
@@ -90,7 +95,7 @@ async def test_a_bad_shadow_is_rejected_and_the_old_version_keeps_answering(
     assert world.states() == {"a/good": "promoted", "a/bad": "rejected"}
     assert world.route("a/bad") == "old"
 
-    finished = world.commands.finish(upgrade.id)
+    finished, _ = world.commands.finish(upgrade.id)
     assert "a/bad" in str(finished.error)
     await world.until(lambda: world.states()["a/good"] == "retired")
     await asyncio.sleep(0.1)

@@ -11,6 +11,7 @@ from lorebase.serving.errors import FailedPreconditionError, NotFoundError
 from . import history
 from .advance import Happened
 from .deps import Deps
+from .plan import adapters_on
 from .states import MigrationEvent, MigrationState, UpgradeState
 from .writes import apply_event
 
@@ -57,12 +58,12 @@ class Cleaner:
     async def _retire(self, upgrade: Upgrade, base_id: str) -> bool:
         """Stops an engine that no route leads to; returns False while routes hold it."""
         deps = self._deps
-        holders = adapters_on(deps, base_id)
+        holders = adapters_on(deps.catalog, base_id)
         if not holders:
             try:
                 await self._drain(base_id)
             except FailedPreconditionError:
-                holders = adapters_on(deps, base_id)
+                holders = adapters_on(deps.catalog, base_id)
         if holders:
             self._note_kept(upgrade, base_id, holders)
             return False
@@ -74,10 +75,10 @@ class Cleaner:
     async def _drain(self, base_id: str) -> None:
         """Takes the base out of the route table, then lets requests in flight finish."""
         deps = self._deps
-        if base_id not in deps.catalog.serving_bases():
-            return
-        revision = deps.catalog.set_serving(base_id, False)
+        if base_id in deps.catalog.serving_bases():
+            deps.catalog.set_serving(base_id, False)
         await deps.cluster.refresh_routes()
+        revision = deps.catalog.route_revision()
         await deps.cluster.wait_acks(revision, deps.settings.ack_timeout_s)
         try:
             async with asyncio.timeout(deps.settings.drain_timeout_s):
@@ -114,13 +115,3 @@ def leftover(upgrade: Upgrade) -> str | None:
             return upgrade.to_base
         case _:
             return None
-
-
-def adapters_on(deps: Deps, base_id: str) -> list[str]:
-    """Returns the adapters whose route leads to a base, by name."""
-    table = deps.catalog.route_table(lambda digest: digest)
-    return sorted(
-        route.adapter
-        for route in table.routes.values()
-        if table.versions[route.stable].base_id == base_id
-    )

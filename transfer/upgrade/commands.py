@@ -22,7 +22,7 @@ from lorebase.serving.errors import (
 from . import history
 from .advance import Happened, advance
 from .keys import migration_id
-from .plan import Plan, plan_upgrade
+from .plan import Plan, adapters_on, plan_upgrade
 from .ports import Clock
 from .states import ACTIVE_STATES, MigrationEvent, MigrationState, UpgradeEvent, UpgradeState
 from .writes import MAX_TRIES, apply_event, move_upgrade
@@ -175,8 +175,15 @@ class Commands:
         self._settle(upgrade.id, roll_back=False)
         return self._get(upgrade.id)
 
-    def finish(self, upgrade_id: str) -> Upgrade:
-        """Closes the rollback window; the next base becomes the current one. Idempotent."""
+    def finish(self, upgrade_id: str) -> tuple[Upgrade, int | None]:
+        """Closes the rollback window; the next base becomes the current one. Idempotent.
+
+        The old base leaves the route table here, unless routes hold it; the controller stops its
+        engine once the requests in flight are done.
+
+        Returns:
+            The upgrade and the route revision without the old base, None if that stays.
+        """
         upgrade = self._get(upgrade_id)
         if upgrade.state == UpgradeState.COMPLETED:
             self.catalog.set_current_base(upgrade.to_base)
@@ -184,24 +191,25 @@ class Commands:
             raise FailedPreconditionError(
                 f"upgrade {upgrade.id} is {upgrade.state}: wait until it is completed, or abort it"
             )
-        holders = self._holders(upgrade.from_base)
+        holders = adapters_on(self.catalog, upgrade.from_base)
         note = (
             f"the engine of base {upgrade.from_base!r} keeps running: routes of "
             f"{', '.join(holders)} lead to it"
             if holders
             else None
         )
-        return self._move(
+        upgrade = self._move(
             upgrade.id, UpgradeEvent.FINISH, already=UpgradeState.FINISHED, error=note
         )
+        return upgrade, None if holders else self._stop_serving(upgrade.from_base)
 
-    def _holders(self, base_id: str) -> list[str]:
-        table = self.catalog.route_table(lambda digest: digest)
-        return sorted(
-            name
-            for name, route in table.routes.items()
-            if table.versions[route.stable].base_id == base_id
-        )
+    def _stop_serving(self, base_id: str) -> int | None:
+        if base_id not in self.catalog.serving_bases() or base_id == self.catalog.current_base():
+            return None
+        try:
+            return self.catalog.set_serving(base_id, False)
+        except FailedPreconditionError:
+            return None  # an adapter was routed to it just now
 
     def _get(self, upgrade_id: str) -> Upgrade:
         return self.catalog.get_upgrade(upgrade_id or None)

@@ -178,3 +178,13 @@ def all_adapters(catalog: Catalog) -> list[Adapter]:
                 reason="TOO_MANY_ADAPTERS",
             )
     return found
+
+
+def adapters_on(catalog: Catalog, base_id: str) -> list[str]:
+    """Returns the adapters whose route leads to a base, by name."""
+    table = catalog.route_table(lambda digest: digest)
+    return sorted(
+        route.adapter
+        for route in table.routes.values()
+        if table.versions[route.stable].base_id == base_id
+    )

@@ -226,7 +226,9 @@ class UpgradeServicer(upgrade_pb2_grpc.UpgradeServiceServicer):
         self, request: upgrade_pb2.FinishUpgradeRequest, context: _Context
     ) -> upgrade_pb2.FinishUpgradeResponse:
         """Ends the rollback window."""
-        upgrade = await asyncio.to_thread(self._commands.finish, request.id)
+        upgrade, revision = await asyncio.to_thread(self._commands.finish, request.id)
+        if revision is not None:
+            await self._publish(revision)
         return upgrade_pb2.FinishUpgradeResponse(upgrade=await self._show(upgrade))
 
     async def _publish(self, revision: int) -> None:
@@ -234,7 +236,7 @@ class UpgradeServicer(upgrade_pb2_grpc.UpgradeServiceServicer):
             await self._publisher.publish(revision)
         except (DeadlineExceededError, UnavailableError) as error:
             # Committed: gateways get it as soon as they reach the hub.
-            _log.warning("rollback_not_everywhere_yet", revision=revision, error=str(error))
+            _log.warning("routes_not_everywhere_yet", revision=revision, error=str(error))
 
 
 def _changed(old: upgrade_pb2.Upgrade, new: upgrade_pb2.Upgrade) -> bool:
