@@ -4,6 +4,9 @@ import random
 from dataclasses import replace
 from typing import Any
 
+# Loaded while tests are collected: inside the first test that needs it, its seconds would count.
+import statsmodels.stats.proportion  # noqa: F401
+
 from benchmarks.charts import GanttBar, GanttRow, Phase
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import paired_difference, wilson

@@ -4,6 +4,9 @@ import math
 
 import pytest
 
+# Loaded while tests are collected: inside the first test that needs it, its seconds would count.
+import statsmodels.stats.proportion  # noqa: F401
+
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import (
     around,

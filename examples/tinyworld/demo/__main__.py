@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import dataclasses
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         checks = asyncio.run(_run(settings, adapters, cluster, console))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("[yellow]stopped by hand[/]")
         return 2
     except Exception:
@@ -68,6 +69,10 @@ async def _run(
     cluster: ServedCluster,
     console: Console,
 ) -> list[Check]:
+    task = asyncio.current_task()
+    assert task is not None
+    # Otherwise SIGTERM would end this process and leave the cluster behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with Board(console) as board:
         board.say(
             f"{len(adapters)} adapters, {settings.old_base} to {settings.next_base}; log: "

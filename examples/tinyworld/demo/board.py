@@ -29,9 +29,6 @@ class Board:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(
-            console=console, get_renderable=self._render, refresh_per_second=4, transient=False
-        )
         self._interactive = console.is_terminal
         self._began = time.monotonic()
         self._phase = "starting"
@@ -42,6 +39,8 @@ class Board:
         self._answers_from: dict[str, str] = {}
         self._states: dict[str, str] = {}
         self._last_plain = 0.0
+        # Last: it renders at once.
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> Board:
         if self._interactive:
