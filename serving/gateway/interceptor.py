@@ -1,5 +1,6 @@
 """The one place where exceptions of servicers become gRPC statuses. Covers plugged-in services."""
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -32,7 +33,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         name = handler_call_details.method.rpartition("/")[2]
         if handler.response_streaming:
             kind = "stream_stream" if handler.request_streaming else "unary_stream"
-            wrapped: Any = self._streaming(getattr(handler, kind), name)
+            inner = getattr(handler, kind)
+            # A streaming method is a generator, or a coroutine that writes to the context.
+            written = inspect.iscoroutinefunction(inner)
+            wrapped = self._unary(inner, name) if written else self._streaming(inner, name)
         else:
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             wrapped = self._unary(getattr(handler, kind), name)
