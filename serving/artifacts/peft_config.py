@@ -31,10 +31,10 @@ _TRAINING_ONLY = frozenset(
 )
 _KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _HINTS = {
-    "use_dora": "DoRA is not served; train with use_dora=False",
+    "use_dora": "train without DoRA",
     "modules_to_save": "whole modules can't be swapped per request; train without them",
-    "lora_bias": "biases are not served; train with lora_bias=False",
-    "fan_in_fan_out": "transposed weights (Conv1D bases) are not served",
+    "lora_bias": "train without biases",
+    "fan_in_fan_out": "transposed weights (Conv1D) have no place in these bases",
     "layer_replication": "it changes the base's depth",
     "exclude_modules": "list in target_modules exactly what is adapted",
 }
@@ -83,7 +83,7 @@ def read_config(path: Path, *, max_rank: int, allowed_peft_types: tuple[str, ...
     peft_type = config.get("peft_type")
     if peft_type not in allowed_peft_types:
         raise InvalidArgumentError(
-            f"PEFT type {str(peft_type)[:40]!r}: accepted are {', '.join(allowed_peft_types)}; "
+            f"PEFT type {_short(peft_type)}: accepted are {', '.join(allowed_peft_types)}; "
             "convert the adapter to LoRA",
             reason="PEFT_TYPE_UNSUPPORTED",
         )
@@ -107,7 +107,7 @@ def read_config(path: Path, *, max_rank: int, allowed_peft_types: tuple[str, ...
 
 def _refuse_unserved(config: dict[str, Any]) -> None:
     if config.get("bias", "none") != "none":
-        raise _unserved("bias", config["bias"], "biases are not served; train with bias='none'")
+        raise _unserved("bias", config["bias"], "train without biases")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _KEEPS_BASE:
         raise _unserved(
@@ -117,7 +117,7 @@ def _refuse_unserved(config: dict[str, Any]) -> None:
             "path_initial_model_for_weight_conversion",
         )
     if not isinstance(config.get("use_rslora", False), bool):
-        raise _bad(f"has use_rslora={str(config['use_rslora'])[:40]}: expected true or false")
+        raise _bad(f"has use_rslora={_short(config['use_rslora'])}: expected true or false")
     for name, value in config.items():
         if name in _USED or name in _TRAINING_ONLY or not value:
             continue
@@ -126,7 +126,7 @@ def _refuse_unserved(config: dict[str, Any]) -> None:
 
 def _rank(value: Any, name: str, max_rank: int) -> int:
     if type(value) is not int or value < 1:
-        raise _bad(f"has {name}={str(value)[:40]}: expected a whole number from 1 to {max_rank}")
+        raise _bad(f"has {name}={_short(value)}: expected a whole number from 1 to {max_rank}")
     if value > max_rank:
         raise InvalidArgumentError(
             f"{CONFIG_NAME} has {name}={value}: the largest rank served is {max_rank}; train with "
@@ -138,7 +138,7 @@ def _rank(value: Any, name: str, max_rank: int) -> int:
 
 def _alpha(value: Any, name: str) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e6 or not math.isfinite(value):
-        raise _bad(f"has {name}={str(value)[:40]}: expected a positive number")
+        raise _bad(f"has {name}={_short(value)}: expected a positive number")
     return float(value)
 
 
@@ -159,11 +159,11 @@ def _target_modules(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or len(value) > _MAX_TARGETS:
         raise _bad(
             "needs target_modules as a list of module names (PEFT writes one); regular "
-            f"expressions are not accepted; got {str(value)[:80]!r}"
+            f"expressions are not accepted; got {_short(value)}"
         )
     for target in value:
         if not isinstance(target, str) or not _LITERAL.match(target):
-            raise _bad(f"has {str(target)[:80]!r} in target_modules: expected a module name")
+            raise _bad(f"has {_short(target)} in target_modules: expected a module name")
     return tuple(sorted(set(value)))
 
 
@@ -172,13 +172,18 @@ def _layers(value: Any) -> frozenset[int] | None:
         return None
     layers = value if isinstance(value, list) else [value]
     if not layers or any(type(layer) is not int or layer < 0 for layer in layers):
-        raise _bad(f"has layers_to_transform={str(value)[:80]}: expected layer numbers")
+        raise _bad(f"has layers_to_transform={_short(value)}: expected layer numbers")
     return frozenset(layers)
+
+
+def _short(value: Any) -> str:
+    """One bounded line: what users sent never floods a log."""
+    return repr(value)[:80]
 
 
 def _unserved(name: str, value: Any, hint: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{CONFIG_NAME} sets {name[:60]}={str(value)[:80]!r}, which is not served: {hint}",
+        f"{CONFIG_NAME} sets {name[:60]!r} to {_short(value)}, which is not served: {hint}",
         reason="SETTING_UNSUPPORTED",
     )
 

@@ -36,6 +36,7 @@ def upgrade() -> None:
     _create_bases_and_adapters()
     _create_routes()
     _create_upgrades()
+    _create_events()
 
 
 def _create_bases_and_adapters() -> None:
@@ -169,6 +170,9 @@ def _create_upgrades() -> None:
         sa.UniqueConstraint("upgrade_id", "adapter", name=op.f("uq_migrations_upgrade_id_adapter")),
         sqlite_autoincrement=True,
     )
+
+
+def _create_events() -> None:
     op.create_table(
         "events",
         _counter("id"),
