@@ -39,9 +39,6 @@ RAY_ENV = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray runs workers at nice 15; the request path must not yield to whatever else runs here.
-    # Training gives way by itself (SCHED_IDLE).
-    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     # Ray runs its workers at nice 15. Gateways and engines are the foreground here; background
     # training lowers its own priority.
