@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from lorebase.v1 import adapter_pb2, adapter_pb2_grpc
 

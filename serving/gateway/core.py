@@ -65,19 +65,22 @@ class Core:
         """
         texts: list[str] = []
         token_ids: list[int] = []
+        last: Piece | None = None
         async with aclosing(self.run(call)) as pieces:
+            # To the very end: a generator left before counts as cancelled.
             async for piece in pieces:
                 texts.append(piece.text)
                 token_ids.extend(piece.token_ids)
-                if piece.finish_reason is not None and piece.usage is not None:
-                    return Answer(
-                        text="".join(texts),
-                        token_ids=tuple(token_ids),
-                        finish_reason=piece.finish_reason,
-                        usage=piece.usage,
-                        served_by=piece.served_by,
-                    )
-        raise LorebaseError("the engine ended the answer without a finish reason")
+                last = piece
+        if last is None or last.finish_reason is None or last.usage is None:
+            raise LorebaseError("the engine ended the answer without a finish reason")
+        return Answer(
+            text="".join(texts),
+            token_ids=tuple(token_ids),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            served_by=last.served_by,
+        )
 
     async def run(self, call: Call) -> AsyncGenerator[Piece, None]:
         """Answers a call piece by piece; closing the generator aborts it in the engine.
@@ -92,6 +95,7 @@ class Core:
         book = _Book(metrics=self._metrics, clock=self._clock, arrived=self._clock())
         deadline = None if call.timeout_s is None else book.arrived + call.timeout_s
         code = "OK"
+        finished = False
         try:
             # Twice on purpose: unknown names fail before they queue, and the table that counts
             # is the one at admission.
@@ -105,9 +109,11 @@ class Core:
                 chunks = self._engines.stream(request, target, deadline)
                 async with aclosing(chunks):
                     async for chunk in chunks:
+                        finished = chunk.finish_reason is not None
                         yield book.piece(chunk, target)
         except (asyncio.CancelledError, GeneratorExit):
-            code = "CANCELLED"
+            # A reader that has the last piece need not ask for the end.
+            code = "OK" if finished else "CANCELLED"
             raise
         except Exception as error:
             code = status_of(error).grpc_code.name

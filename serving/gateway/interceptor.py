@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+import grpc.aio
 from grpc_status import rpc_status
 
 from ..errors import status_of

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import structlog
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -148,8 +149,8 @@ class GatewayServer:
             raise UnavailableError(
                 f"no route table within {FIRST_TABLE_S:.0f} s; is the route hub running?"
             ) from None
-        self._grpc = self._make_grpc()
-        await self._grpc.start()
+        self._grpc = server = self._make_grpc()
+        await server.start()
         self._http = self._make_http()
         self._http_task = asyncio.create_task(self._http.serve())
         await self._http.wait_started()

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from lorebase.v1 import inference_pb2, inference_pb2_grpc
 

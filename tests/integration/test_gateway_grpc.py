@@ -91,11 +91,12 @@ async def test_deadline_ends_the_call_and_aborts_at_the_engine(
     engines = stuck()
     settings = gateway_settings(tmp_path, base_dir)
     async with gateway(settings, time.monotonic, engines) as served:
+        if by == "deadline_ms":
+            call = served.inference.Generate(ask(deadline_ms=200))
+        else:
+            call = served.inference.Generate(ask(), timeout=0.2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            if by == "deadline_ms":
-                await served.inference.Generate(ask(deadline_ms=200))
-            else:
-                await served.inference.Generate(ask(), timeout=0.2)
+            await call
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: engines.running == 0 and engines.aborted == 1)
 
@@ -236,11 +237,10 @@ async def test_plugged_in_services_are_served_and_their_errors_mapped(
             await stub.GetUpgrade(upgrade_pb2.GetUpgradeRequest())
         assert caught.value.code() == grpc.StatusCode.ABORTED
         assert (reason_of(caught.value), retry_s_of(caught.value)) == ("CONFLICT", 0.5)
-        messages = []
+        watch = stub.WatchUpgrade(upgrade_pb2.WatchUpgradeRequest())
+        assert await watch.read() == upgrade_pb2.WatchUpgradeResponse()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for message in stub.WatchUpgrade(upgrade_pb2.WatchUpgradeRequest()):
-                messages.append(message)
-        assert len(messages) == 1
+            await watch.read()
         assert caught.value.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in (caught.value.details() or "")
         health = health_pb2_grpc.HealthStub(served.channel())

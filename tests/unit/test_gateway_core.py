@@ -245,6 +245,26 @@ async def test_chat_is_rendered_for_the_base_that_answers() -> None:
     assert bench.engines.requests[0][1].prompt == "a|b"
 
 
+async def test_whole_answers_count_as_answered() -> None:
+    bench = Bench()
+    await bench.core().answer(call())
+    labels = {"base": "base-a", "track": "stable"}
+    assert bench.metric("lorebase_requests_total", code="OK", **labels) == 1
+    assert bench.metric("lorebase_requests_total", code="CANCELLED", **labels) == 0
+    assert bench.engines.aborted == 0
+
+
+async def test_reader_that_stops_after_the_last_piece_was_answered() -> None:
+    bench = Bench()
+    pieces = bench.core().run(call())
+    async for piece in pieces:
+        if piece.finish_reason is not None:
+            break
+    await pieces.aclose()
+    labels = {"base": "base-a", "track": "stable"}
+    assert bench.metric("lorebase_requests_total", code="OK", **labels) == 1
+
+
 async def test_latencies_and_tokens_are_counted_by_base_and_track() -> None:
     bench = Bench()
     core = bench.core()
