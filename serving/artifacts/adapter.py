@@ -77,6 +77,7 @@ def check_adapter(path: Path, base: BaseShapes, limits: AdapterLimits) -> Adapte
         max_rank=limits.max_rank,
         allowed_peft_types=limits.allowed_peft_types,
     )
+    _check_targets(base, config)
     tensors = read_header(files[WEIGHTS_NAME], max_header_bytes=_MAX_HEADER_BYTES)
     pairs = _pairs(tensors)
     _check_modules(set(pairs), base, config)
@@ -120,7 +121,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return pairs
 
 
-def _check_modules(found: set[str], base: BaseShapes, config: LoraConfig) -> None:
+def _check_targets(base: BaseShapes, config: LoraConfig) -> None:
     known = sorted({module.rsplit(".", 1)[-1] for module in base.modules})
     for target in config.target_modules:
         if not any(m == target or m.endswith("." + target) for m in base.modules):
@@ -129,6 +130,9 @@ def _check_modules(found: set[str], base: BaseShapes, config: LoraConfig) -> Non
                 f"{', '.join(known)} in each of {base.layers} layers",
                 reason="TARGET_UNKNOWN",
             )
+
+
+def _check_modules(found: set[str], base: BaseShapes, config: LoraConfig) -> None:
     expected = {module for module in base.modules if config.targets(module)}
     extra = sorted(found - expected)
     if extra:

@@ -41,7 +41,7 @@ def create(
         )
     if request_id is not None:
         former = find_request(connection, request_id)
-        if former == adapter.name:
+        if former is not None and former == adapter.name:
             return _created_at_revision(connection, former)
         if former is not None:
             raise AlreadyExistsError(

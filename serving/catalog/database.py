@@ -5,7 +5,6 @@ the start of a transaction (up to the busy timeout) instead of failing in the mi
 writers rely on compare-and-set and unique constraints; what loses a race is run again.
 """
 
-import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy.exc import (
     OperationalError,
     StatementError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ..errors import ConflictError, InvalidArgumentError, LorebaseError, UnavailableError
 
@@ -29,6 +29,9 @@ BUSY_TIMEOUT_S = 15.0
 WRITE_ATTEMPTS = 4
 """A write that lost a race sees the winner's rows the next time; more means something is wrong."""
 
+_POOL_SIZE = 4
+_POOL_OVERFLOW = 28
+"""Enough for every thread of asyncio's default executor on a large machine."""
 _WRITES = "lorebase_writes"
 _POSTGRES_RACES = frozenset({"40001", "40P01"})
 """SQLSTATE of serialization failure and deadlock: nothing was written, try again."""
@@ -68,8 +71,12 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def _to_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+def _pool(timeout_s: float) -> dict[str, Any]:
+    return {
+        "pool_size": _POOL_SIZE,
+        "max_overflow": _POOL_OVERFLOW,
+        "pool_timeout": timeout_s,
+    }
 
 
 class Database:
@@ -81,7 +88,7 @@ class Database:
         if is_sqlite(url):
             Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
             self._engine = create_engine(
-                url, json_serializer=_to_json, connect_args={"timeout": busy_timeout_s}
+                url, connect_args={"timeout": busy_timeout_s}, **_pool(busy_timeout_s)
             )
             _prepare_sqlite(self._engine, busy_timeout_s)
             self._reading = self._engine
@@ -89,9 +96,9 @@ class Database:
             try:
                 self._engine = create_engine(
                     url,
-                    json_serializer=_to_json,
                     pool_pre_ping=True,
                     connect_args={"connect_timeout": max(1, int(busy_timeout_s))},
+                    **_pool(busy_timeout_s),
                 )
             except ModuleNotFoundError as error:
                 raise InvalidArgumentError(
@@ -132,6 +139,8 @@ class Database:
         try:
             with self._reading.begin() as connection:
                 return work(connection)
+        except PoolTimeoutError as error:
+            raise _exhausted() from error
         except DBAPIError as error:
             raise self._translate(error) from error
 
@@ -149,6 +158,8 @@ class Database:
             try:
                 with self._writing.begin() as connection:
                     return work(connection)
+            except PoolTimeoutError as error:
+                raise _exhausted() from error
             except StatementError as error:
                 if not _lost_race(error) or attempt == WRITE_ATTEMPTS:
                     raise self._translate(error) from error
@@ -170,6 +181,15 @@ class Database:
                 retry_after_s=1.0,
             )
         return LorebaseError(f"the catalog's database failed: {error.orig}")
+
+
+def _exhausted() -> UnavailableError:
+    return UnavailableError(
+        f"all {_POOL_SIZE + _POOL_OVERFLOW} connections of this process to the catalog were busy "
+        "for too long; retry",
+        reason="CATALOG_UNAVAILABLE",
+        retry_after_s=1.0,
+    )
 
 
 def _lost_race(error: StatementError) -> bool:

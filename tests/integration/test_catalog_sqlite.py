@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,13 @@ def test_a_writer_that_waits_too_long_says_so(url: str) -> None:
     assert caught.value.retry_after_s == 1.0
     holder.close()
     waiting.close()
+
+
+def test_more_threads_than_connections_wait_their_turn(catalog: Catalog) -> None:
+    two_bases(catalog)
+    with ThreadPoolExecutor(48) as pool:
+        revisions = list(pool.map(lambda _: catalog.set_serving("new", True), range(96)))
+    assert len(set(revisions)) == 96
 
 
 @pytest.mark.parametrize(

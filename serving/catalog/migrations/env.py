@@ -1,7 +1,8 @@
 """Run by alembic for every command; `migrate.py` hands over the open connection.
 
-A developer's `alembic revision --autogenerate` is the same call with another command:
-see docs; there is no alembic.ini because the catalog's URL is the server's business.
+There is no alembic.ini, because the catalog's URL is the server's business. A new revision is
+made with `alembic.command.revision(alembic_config(connection), message=..., autogenerate=True)`
+on a migrated scratch catalog.
 """
 
 from alembic import context
