@@ -19,6 +19,8 @@ from lorebase.serving.errors import LorebaseError, UnavailableError
 from .processes import MemorySample, TreeSampler, stop_tree
 
 HOST = "127.0.0.1"
+READY_LINE = "serving: gRPC"
+"""`lorebase serve` prints it once everything runs."""
 
 
 def free_port(preferred: int = 0) -> int:
@@ -103,7 +105,9 @@ class ServedCluster:
         self._sampler.start()
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Waits until the gateway says SERVING.
+        """Waits until the gateway says SERVING and `lorebase serve` that everything runs.
+
+        Gateways answer health checks before engines and the background plane are up.
 
         Raises:
             UnavailableError: the process ended, or was not ready in time.
@@ -119,7 +123,7 @@ class ServedCluster:
             ):
                 try:
                     seen = await asyncio.to_thread(client.health)
-                    if seen == "SERVING":
+                    if seen == "SERVING" and READY_LINE in self.log_tail(200):
                         return
                 except LorebaseError as error:
                     seen = error.message
