@@ -36,9 +36,9 @@ class GovernorPolicy:
     """Prompts per batch; the engines' background cap bounds what really runs."""
     min_batch_size: int = 8
     """Prompts per batch when the capacity is smallest; smaller batches revoke faster."""
-    slow_probe_s: float = 1.0
+    slow_probe_s: float = 2.0
     """An answer slower than this means that the engine's loop is saturated."""
-    calm_probe_s: float = 0.5
+    calm_probe_s: float = 1.0
     """An answer faster than this is calm; between the two nothing changes."""
     patience_s: float = 1.0
     """Pressure must last this long before capacity shrinks: one waiting request is no load."""

@@ -32,7 +32,11 @@ class Cleaner:
 
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
-        self._clean: str | None = None
+        self._clean: tuple[str, str, int] | None = None
+
+    def forget(self) -> None:
+        """An upgrade runs again: what is clean now need not stay so."""
+        self._clean = None
 
     async def clean(self) -> None:
         """Retires what the newest upgrade left over; a no-op once all is done."""
@@ -41,22 +45,21 @@ class Cleaner:
             upgrade = deps.catalog.get_upgrade(None)
         except NotFoundError:
             return
-        if self._clean == upgrade.id + upgrade.state:
+        # Routes that hold an engine may move on later, and that raises the revision.
+        seen = (upgrade.id, upgrade.state, deps.catalog.route_revision())
+        if self._clean == seen:
             return
         migrations = deps.catalog.migrations_of(upgrade.id)
         deps.metrics.migrations(Counter(one.state for one in migrations))
         base_id = leftover(upgrade)
-        if base_id is None or base_id == deps.catalog.current_base():
-            done = True
-        else:
-            done = await self._retire(upgrade, base_id)
+        if base_id is not None and base_id != deps.catalog.current_base():
+            await self._retire(upgrade, base_id)
         if upgrade.state == UpgradeState.FINISHED:
             self._retire_migrations(upgrade)
-        if done:
-            self._clean = upgrade.id + upgrade.state
+        self._clean = (upgrade.id, upgrade.state, deps.catalog.route_revision())
 
-    async def _retire(self, upgrade: Upgrade, base_id: str) -> bool:
-        """Stops an engine that no route leads to; returns False while routes hold it."""
+    async def _retire(self, upgrade: Upgrade, base_id: str) -> None:
+        """Stops an engine unless routes lead to it; then it says which."""
         deps = self._deps
         holders = adapters_on(deps.catalog, base_id)
         if not holders:
@@ -66,11 +69,17 @@ class Cleaner:
                 holders = adapters_on(deps.catalog, base_id)
         if holders:
             self._note_kept(upgrade, base_id, holders)
-            return False
+            return
         await deps.cluster.retire_engine(base_id)
-        deps.append(upgrade.id, None, history.ENGINE_RETIRED, base=base_id)
-        _log.info("engine_retired", base=base_id)
-        return True
+        if not self._told_retired(upgrade, base_id):
+            deps.append(upgrade.id, None, history.ENGINE_RETIRED, base=base_id)
+            _log.info("engine_retired", base=base_id)
+
+    def _told_retired(self, upgrade: Upgrade, base_id: str) -> bool:
+        return any(
+            event.kind == history.ENGINE_RETIRED and event.data.get("base") == base_id
+            for event in self._deps.events(upgrade.id)
+        )
 
     async def _drain(self, base_id: str) -> None:
         """Takes the base out of the route table, then lets requests in flight finish."""

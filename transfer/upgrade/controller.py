@@ -74,6 +74,7 @@ class UpgradeController:
             await self._stop_work()
             await self._cleaner.clean()
             return
+        self._cleaner.forget()
         migrations = self._deps.catalog.migrations_of(upgrade.id)
         self._deps.metrics.migrations(Counter(one.state for one in migrations))
         state = UpgradeState(upgrade.state)

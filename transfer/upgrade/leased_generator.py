@@ -106,4 +106,5 @@ class LeasedGenerator:
                 began = time.monotonic()
                 answers = await self._call(base_id, batch)
                 self._on_busy(time.monotonic() - began)
-        return answers
+                return answers
+        raise AssertionError("retrying ends with an answer or an error")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import grpc
+import grpc.aio
 import structlog
 
 from lorebase.serving.artifacts import ArtifactStore

@@ -4,7 +4,7 @@ Nothing here writes to the catalog or decides what comes next. A stage that is r
 same key reads the same inputs with the same seed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import FailedPreconditionError
 from lorebase.transfer.governor.leases import Lease
 from lorebase.transfer.kit import TransferKit, discriminator_dir, load_kit
-from lorebase.transfer.ports import Checkpoint, Example, ModelSpec, TextGenerator
+from lorebase.transfer.ports import Checkpoint, ModelSpec, TextGenerator
 from lorebase.transfer.synthesis import (
     filter_inputs,
     hold_out,
@@ -25,7 +25,8 @@ from lorebase.transfer.synthesis import (
     synthesize,
 )
 
-from .advance import CARRIED, RunStage
+from .advance import RunStage
+from .carry import carried_examples, former_labels, merge_examples
 from .keys import seed_of
 from .lora_shape import lora_shape
 from .ports import Clock, Cluster, DistillJob, WorkerPool
@@ -147,7 +148,9 @@ def wanted_inputs(context: StageContext, kit: TransferKit) -> int:
 async def run_synthesize(context: StageContext) -> StageResult:
     """The next base writes inputs like the kit's seeds."""
     kit = context.kit()
-    count = inputs_to_draw(kit, wanted_inputs(context, kit))
+    former = former_labels(context.migration, context.store)
+    pass_rate = None if former is None else former["pass_rate"]
+    count = inputs_to_draw(kit, wanted_inputs(context, kit), pass_rate=pass_rate)
     result = await synthesize(
         context.generator,
         context.next_model,
@@ -173,8 +176,8 @@ async def run_filter(context: StageContext) -> StageResult:
         inputs,
         checkpoint=context.checkpoint,
     )
-    if not result.kept:
-        raise StarvedError(f"the filter kept nothing: {result.stats.get('reason', result.stats)}")
+    if result.stats["collapsed"] or not result.kept:
+        raise StarvedError(str(result.stats["reason"]))
     digest = context.store.put_json(
         {"kept": result.kept, "scores": result.scores, "stats": result.stats}
     )
@@ -196,11 +199,12 @@ def _discriminator(context: StageContext) -> VersionRef:
 async def run_label(context: StageContext) -> StageResult:
     """The source adapter answers the inputs; a part is held out where the gate needs it."""
     kit = context.kit()
-    kept = context.artifact("filter")["kept"]
+    filtered = context.artifact("filter")
+    kept = filtered["kept"]
     result = await label_inputs(
         context.generator, context.teacher, kit, kept, checkpoint=context.checkpoint
     )
-    examples = merge_examples(_carried(context), result.examples)
+    examples = merge_examples(carried_examples(context.migration, context.store), result.examples)
     wanted = held_out_inputs(context)
     training, held_out = hold_out(examples, wanted, seed=context.seed) if wanted else (examples, [])
     if len(training) < context.settings.min_training_inputs:
@@ -212,25 +216,12 @@ async def run_label(context: StageContext) -> StageResult:
         {
             "training": [asdict(example) for example in training],
             "held_out": [asdict(example) for example in held_out],
+            "pass_rate": filtered["stats"].get("pass_rate"),
             "stats": result.stats,
         }
     )
     summary = {**result.stats, "training": len(training), "held_out": len(held_out)}
     return StageResult(artifact=digest, summary=summary)
-
-
-def _carried(context: StageContext) -> list[Example]:
-    digest = context.migration.artifacts.get(CARRIED)
-    if digest is None:
-        return []
-    former = context.store.get_json(digest)
-    return [Example(**item) for item in (*former["training"], *former["held_out"])]
-
-
-def merge_examples(former: Sequence[Example], new: Sequence[Example]) -> list[Example]:
-    """Joins the examples of two attempts; of an input that is in both, the first label stays."""
-    merged = {example.input: example for example in reversed((*former, *new))}
-    return list(reversed(merged.values()))
 
 
 async def run_distill(context: StageContext) -> StageResult:

@@ -1,0 +1,35 @@
+"""What a further attempt takes over from the one before: its labelled examples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorebase.serving.artifacts import ArtifactStore
+from lorebase.serving.catalog.records import Migration
+from lorebase.transfer.ports import Example
+
+from .advance import CARRIED
+
+
+def former_labels(migration: Migration, store: ArtifactStore) -> dict[str, Any] | None:
+    """Returns the label artifact of the attempt before; None if it did not come that far."""
+    digest = migration.artifacts.get(CARRIED)
+    found: dict[str, Any] | None = None if digest is None else store.get_json(digest)
+    return found
+
+
+def carried_examples(migration: Migration, store: ArtifactStore) -> list[Example]:
+    """Returns all examples of the attempt before, those that were held out included.
+
+    The new attempt trains a new shadow and draws its own held-out part, so none of them has
+    been seen by what is judged.
+    """
+    former = former_labels(migration, store)
+    if former is None:
+        return []
+    return [Example(**item) for item in (*former["training"], *former["held_out"])]
+
+
+def merge_examples(former: Sequence[Example], new: Sequence[Example]) -> list[Example]:
+    """Joins the examples of two attempts; of an input that is in both, the first label stays."""
+    merged = {example.input: example for example in reversed((*former, *new))}
+    return list(reversed(merged.values()))
