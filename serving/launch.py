@@ -5,11 +5,7 @@ the first left it and serves the same adapters.
 """
 
 import contextlib
-import fcntl
-import hashlib
 import os
-import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,16 +20,14 @@ from .artifacts import base_revision, base_shapes
 from .catalog import Catalog
 from .catalog.records import Base
 from .config import Settings
-from .errors import FailedPreconditionError, UnavailableError
+from .errors import UnavailableError
 from .imports import load
-from .ray_names import GATEWAY_APP, NAMESPACE
+from .instance import lock, ray_temp_dir, reachable, with_ports
+from .ray_names import GATEWAY_APP, HUB_ACTOR, NAMESPACE
 
 _log = structlog.get_logger(__name__)
 
 READY_TIMEOUT_S = 60.0
-MAX_TEMP_DIR_CHARS = 40
-"""Ray appends up to 62 characters for its sockets, and Linux allows 107 in all."""
-
 RAY_ENV = {
     # Idle workers are 70 MB each, and none of ours can use one: they all have an environment.
     "RAY_enable_worker_prestart": "0",
@@ -62,14 +56,14 @@ class Cluster:
     @property
     def grpc_target(self) -> str:
         """`host:port` for gRPC clients on this machine."""
-        return f"{_reachable(self.settings.serving.host)}:{self.settings.serving.grpc_port}"
+        return f"{reachable(self.settings.serving.host)}:{self.settings.serving.grpc_port}"
 
     @property
     def http_url(self) -> str:
         """Base URL of the HTTP API on this machine."""
         serving = self.settings.serving
         scheme = "http" if serving.tls is None else "https"
-        return f"{scheme}://{_reachable(serving.host)}:{serving.http_port}"
+        return f"{scheme}://{reachable(serving.host)}:{serving.http_port}"
 
     def down(self) -> None:
         """Drains the gateways and stops everything; the catalog stays."""
@@ -87,18 +81,18 @@ def up(settings: Settings) -> Cluster:
         UnavailableError: an engine or the gateways did not start; the message says why.
     """
     settings.cluster.state_dir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(settings.cluster.state_dir)
+    held = lock(settings.cluster.state_dir)
     try:
-        settings = _with_ports(settings)
+        settings = with_ports(settings)
         serving_bases = _prepare_catalog(settings)
         _clear_metrics(settings.metrics_dir)
         _connect(settings)
     except BaseException:
-        lock.close()
+        held.close()
         raise
     try:
         _start_applications(settings, serving_bases)
-        cluster = Cluster(settings=settings, lock=lock, local=settings.cluster.address == "local")
+        cluster = Cluster(settings=settings, lock=held, local=settings.cluster.address == "local")
         _wait_serving(cluster)
         if settings.background_plugin is not None:
             load(settings.background_plugin)(settings)
@@ -106,7 +100,7 @@ def up(settings: Settings) -> Cluster:
         with contextlib.suppress(Exception):
             _stop_applications()
         _disconnect()
-        lock.close()
+        held.close()
         raise
     _log.info("up", grpc=cluster.grpc_target, http=cluster.http_url, bases=serving_bases)
     return cluster
@@ -120,56 +114,6 @@ def running(settings: Settings) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.down()
-
-
-def _lock(state_dir: Path) -> IO[str]:
-    """Takes the instance's lock; the kernel frees it when this process ends, however it ends."""
-    file = (state_dir / "lock").open("a+", encoding="ascii")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise FailedPreconditionError(
-            f"another instance (process {owner}) runs on {state_dir}; stop it, or give this one "
-            "another cluster.state_dir",
-            reason="STATE_DIR_IN_USE",
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _with_ports(settings: Settings) -> Settings:
-    """Replaces port 0 by free ones, and refuses ports that somebody listens on.
-
-    Gateways share their ports with SO_REUSEPORT, so a second instance on the same ports would not
-    fail: it would silently take half of the first one's clients.
-    """
-    serving = settings.serving
-    with contextlib.ExitStack() as held:
-        ports = {
-            field: held.enter_context(_probe(serving.host, getattr(serving, field), field))
-            for field in ("grpc_port", "http_port")
-        }
-    return settings.model_copy(update={"serving": serving.model_copy(update=ports)})
-
-
-@contextlib.contextmanager
-def _probe(host: str, port: int, field: str) -> Iterator[int]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise FailedPreconditionError(
-                f"can't listen on {host}:{port} ({error}); set serving.{field} to a free port",
-                reason="PORT_TAKEN",
-            ) from None
-        yield int(probe.getsockname()[1])
 
 
 def _prepare_catalog(settings: Settings) -> tuple[str, ...]:
@@ -221,20 +165,12 @@ def _connect(settings: Settings) -> None:
             include_dashboard=False,
             num_cpus=cluster.num_cpus,
             object_store_memory=cluster.object_store_bytes,
-            _temp_dir=str(_ray_temp_dir(cluster.state_dir)),
+            _temp_dir=str(ray_temp_dir(cluster.state_dir)),
             log_to_driver=False,
             **common,
         )
     else:
         ray.init(address=cluster.address, **common)
-
-
-def _ray_temp_dir(state_dir: Path) -> Path:
-    inside = state_dir / "ray"
-    if len(str(inside)) <= MAX_TEMP_DIR_CHARS:
-        return inside
-    name = hashlib.sha256(str(state_dir).encode()).hexdigest()[:10]
-    return Path(tempfile.gettempdir()) / f"lorebase-{os.getuid()}" / name
 
 
 def _start_applications(settings: Settings, serving_bases: tuple[str, ...]) -> None:
@@ -278,24 +214,28 @@ def _wait_serving(cluster: Cluster) -> None:
 def _stop_applications() -> None:
     from ray import serve
 
-    from .routing.ray_hub import stop_hub
-
-    # Gateways first: they drain while their engines still answer.
+    # The background plane first: its controller must not start engines that are being stopped.
+    _kill_actors(keep=HUB_ACTOR)
+    # Gateways before engines: they drain while their engines still answer.
     if GATEWAY_APP in serve.status().applications:
         serve.delete(GATEWAY_APP, _blocking=True)
-    stop_hub()
-    serve.shutdown()
+    _kill_actors()
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _kill_actors(keep: str | None = None) -> None:
+    """Ends this instance's detached actors; their state is in the catalog."""
+    import ray
+
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"] != keep:
+            # One that ends by itself in this moment is just as well.
+            with contextlib.suppress(ValueError):
+                handle = ray.get_actor(actor["name"], namespace=NAMESPACE)
+                ray.kill(handle, no_restart=True)
 
 
 def _disconnect() -> None:
     import ray
 
-    ray.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _reachable(host: str) -> str:
-    if host in ("0.0.0.0", ""):
-        return "127.0.0.1"
-    if host == "::":
-        return "[::1]"
-    return f"[{host}]" if ":" in host else host
+    ray.shutdown()

@@ -4,7 +4,6 @@ It reads the catalog, so it may die and restart at any time; gateways keep their
 """
 
 import asyncio
-import contextlib
 import time
 from typing import Any
 
@@ -112,9 +111,3 @@ def find_hub() -> Any:
         return ray.get_actor(HUB_ACTOR, namespace=NAMESPACE)
     except ValueError as error:
         raise UnavailableError(f"the route hub is not running: {error}") from error
-
-
-def stop_hub() -> None:
-    """Ends the hub if it runs."""
-    with contextlib.suppress(UnavailableError):
-        ray.kill(find_hub(), no_restart=True)
