@@ -8,6 +8,7 @@ agree carry no information about its sign, only about its size.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,14 +97,15 @@ def difference_interval(table: Paired, confidence: float) -> tuple[float, float]
 
     edge = 1.0 - 1e-9
     seen = table.difference
-    low = -1.0 if seen <= -edge else brentq(excess, -edge, seen, args=(critical,))
-    high = 1.0 if seen >= edge else brentq(excess, seen, edge, args=(-critical,))
+    # scipy types brentq by its rarest form, which also returns a report.
+    low: Any = -1.0 if seen <= -edge else brentq(excess, -edge, seen, args=(critical,))
+    high: Any = 1.0 if seen >= edge else brentq(excess, seen, edge, args=(-critical,))
     return float(low), float(high)
 
 
 def rate_upper_bound(events: int, n: int, confidence: float) -> float:
     """Returns the exact (Clopper-Pearson) upper end of the two-sided interval of a rate."""
-    bounds = proportion_confint(events, n, alpha=1.0 - confidence, method="beta")
+    bounds: Any = proportion_confint(events, n, alpha=1.0 - confidence, method="beta")
     return float(bounds[1])
 
 
@@ -111,7 +113,7 @@ def mcnemar_p_value(table: Paired) -> float:
     """Returns the exact two-sided p-value of "both systems are equally accurate"."""
     both = table.new_right - table.gains
     neither = table.n - both - table.gains - table.losses
-    result = mcnemar([[both, table.losses], [table.gains, neither]], exact=True)
+    result: Any = mcnemar([[both, table.losses], [table.gains, neither]], exact=True)
     return float(result.pvalue)
 
 
