@@ -25,6 +25,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from . import vllm_cpu_seeds
+
 _STOCK = f"{PunicaWrapperCPU.__module__}.{PunicaWrapperCPU.__name__}"
 
 
@@ -195,3 +197,4 @@ def install() -> None:
 
 
 install()
+vllm_cpu_seeds.install()

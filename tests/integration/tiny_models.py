@@ -23,6 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+torch.set_num_threads(1)
+"""More threads only wait for each other on models of this size, and spin while they do."""
+
 WHOLE_WORDS = (" yes", " no", " the", "Input", "Output")
 """Strings that are one token each, beside the 256 bytes."""
 
