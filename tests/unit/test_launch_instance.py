@@ -68,7 +68,7 @@ def test_long_state_directories_get_short_and_different_ones() -> None:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.1", "10.0.0.1")],
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("192.0.2.1", "192.0.2.1")],
 )
 def test_wildcard_addresses_are_reached_through_loopback(host: str, expected: str) -> None:
     assert reachable(host) == expected
