@@ -66,6 +66,7 @@ async def test_all_adapters_move_and_the_old_engine_goes_after_finish(
     await world.until(lambda: "old" not in world.cluster.engines)
     assert world.catalog.current_base() == "next"
     await world.until(lambda: set(world.states().values()) == {"retired"})
+    await world.until(lambda: world.metrics.by_state == {"retired": 3})
 
 
 async def test_a_shadow_version_says_where_it_comes_from(make_world: MakeWorld) -> None:

@@ -49,13 +49,13 @@ class Cleaner:
         seen = (upgrade.id, upgrade.state, deps.catalog.route_revision())
         if self._clean == seen:
             return
-        migrations = deps.catalog.migrations_of(upgrade.id)
-        deps.metrics.migrations(Counter(one.state for one in migrations))
         base_id = leftover(upgrade)
         if base_id is not None and base_id != deps.catalog.current_base():
             await self._retire(upgrade, base_id)
         if upgrade.state == UpgradeState.FINISHED:
             self._retire_migrations(upgrade)
+        migrations = deps.catalog.migrations_of(upgrade.id)
+        deps.metrics.migrations(Counter(one.state for one in migrations))
         self._clean = (upgrade.id, upgrade.state, deps.catalog.route_revision())
 
     async def _retire(self, upgrade: Upgrade, base_id: str) -> None:

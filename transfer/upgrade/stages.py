@@ -141,8 +141,10 @@ def wanted_inputs(context: StageContext, kit: TransferKit) -> int:
     """
     choices, attempt = context.settings.choices, context.run.attempt
     training = min(choices.samples, max(kit.dataset_size, context.settings.min_training_inputs))
-    doublings = max(0, attempt - 2)
-    return (training + held_out_inputs(context)) << doublings
+    held_out = held_out_inputs(context)
+    # At most half may be held out, and the gate needs them all.
+    wanted = max(training + held_out, 2 * held_out)
+    return wanted << max(0, attempt - 2)
 
 
 async def run_synthesize(context: StageContext) -> StageResult:
