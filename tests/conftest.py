@@ -1,8 +1,10 @@
 """Marks tests by folder and gives each kind its time limit."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _ROOT = Path(__file__).parent
 
@@ -13,6 +15,14 @@ _KINDS = {
     "integration": ("integration", 180),
     "e2e": ("e2e", 600),
 }
+
+# Wall-clock limits on single examples fail on busy machines and say nothing about the code;
+# pytest-timeout bounds the whole test. A run is repeatable unless HYPOTHESIS_PROFILE=explore.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", settings.get_profile("repeatable"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,19 @@
 """What guards look at: the files that git would commit."""
 
+import ast
+import functools
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Returns the syntax tree of a source file, given relative to the root."""
+    return ast.parse((ROOT / path).read_text())
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from .conftest import ROOT, parsed
 
 PACKAGE_ROOTS = ("serving", "transfer", "kernels")
 
@@ -16,7 +16,7 @@ PACKAGE_ROOTS = ("serving", "transfer", "kernels")
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
     """Yields line and absolute module name of every import, also those inside functions."""
     package = ("lorebase", *path.parent.parts)
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,7 +63,7 @@ def test_relative_imports_stay_inside_their_folder(sources: list[Path]) -> None:
     for path in sources:
         if path.parts[0] not in PACKAGE_ROOTS:
             continue
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in ast.walk(parsed(path)):
             # One dot is the module's own folder, so a file at depth d may climb d dots.
             if isinstance(node, ast.ImportFrom) and node.level > len(path.parent.parts):
                 found.append(f"{path}:{node.lineno}: across folders write lorebase.<folder>")
@@ -85,7 +85,7 @@ def test_nothing_unpickles(sources: list[Path]) -> None:
                 "shelve",
             ):
                 found.append(f"{path}:{line} imports {name}")
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 found.append(f"{path}:{node.lineno} calls torch.load")
     assert not found, "a pickle runs code of whoever made it; use safetensors and JSON"

@@ -5,7 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from .conftest import ROOT
+from .conftest import ROOT, parsed
 
 PACKAGE_ROOTS = {"serving": "serving", "transfer": "transfer", "kernels": "kernels"}
 TOP_LEVEL = {
@@ -102,7 +102,7 @@ def test_functions_stay_short(sources: list[Path]) -> None:
     long: dict[str, int] = {}
     for path in sources:
         limit = MAX_FUNCTION_LINES.get(path.parts[0], DEFAULT_FUNCTION_LINES)
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)
                 if lines > limit:
