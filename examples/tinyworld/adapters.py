@@ -48,16 +48,21 @@ def save_adapter(peft: PeftModel, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def train_source(task: Task, old: Base, following: Base) -> dict[str, object]:
+def rounded_to_bf16(peft: PeftModel) -> PeftModel:
+    """Rounds an adapter's weights to what its file holds, so that figures are those of the file."""
+    with torch.no_grad():
+        for name, param in peft.named_parameters():
+            if "lora_" in name:
+                param.copy_(param.to(torch.bfloat16))
+    return peft
+
+
+def train_source(task: Task, old: Base) -> None:
     """Trains one source adapter and writes its folder.
 
     Args:
         task: The task.
         old: The old base, which the adapter is for.
-        following: The next base, measured without any adapter.
-
-    Returns:
-        What `train_meta.json` holds.
     """
     folder = ADAPTERS_DIR / task.slug
     train = task.examples("train", task.train_examples)
@@ -66,20 +71,7 @@ def train_source(task: Task, old: Base, following: Base) -> dict[str, object]:
     pairs = [(prompt(x), completion(y)) for x, y in train]
     peft, loss = train_lora(*old, pairs, settings)
     save_adapter(peft, folder / "adapter")
-    # The figure is taken with the published bf16 weights.
-    peft.load_state_dict(
-        {
-            name: x.to(torch.bfloat16).float() if "lora_" in name else x
-            for name, x in peft.state_dict().items()
-        }
-    )
-    shots = train[:SHOTS]
-    figures = {
-        "old_bare": accuracy(*old, held_out),
-        "source_adapter": accuracy(peft, old[1], held_out),
-        "next_bare": accuracy(*following, held_out),
-        "next_five_shot": accuracy(*following, held_out, shots),
-    }
+    rounded_to_bf16(peft)
     meta: dict[str, object] = {
         "adapter": task.name,
         "family": task.family,
@@ -97,12 +89,36 @@ def train_source(task: Task, old: Base, following: Base) -> dict[str, object]:
         "batch": settings.batch,
         "learning_rate": settings.learning_rate,
         "final_loss": round(loss, 4),
-        "seeds": [list(pair) for pair in shots],
-        "accuracy": {name: round(value, 4) for name, value in figures.items()},
+        "seeds": [list(pair) for pair in train[:SHOTS]],
+        "accuracy": {
+            "old_bare": round(accuracy(*old, held_out), 4),
+            "source_adapter": round(accuracy(peft, old[1], held_out), 4),
+        },
     }
     lines = (json.dumps({"input": x, "target": y}) for x, y in held_out)
     (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "train_meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def measure_next(task: Task, following: Base) -> dict[str, object]:
+    """Measures the next base without any adapter and notes it beside the source's figures.
+
+    Args:
+        task: A task whose source adapter is trained.
+        following: The next base.
+
+    Returns:
+        What `train_meta.json` holds.
+    """
+    path = ADAPTERS_DIR / task.slug / "train_meta.json"
+    meta: dict[str, object] = json.loads(path.read_text())
+    held_out = task.examples("test", HELD_OUT_EXAMPLES)
+    shots = task.examples("train", task.train_examples)[:SHOTS]
+    figures = meta["accuracy"]
+    assert isinstance(figures, dict)
+    figures["next_bare"] = round(accuracy(*following, held_out), 4)
+    figures["next_five_shot"] = round(accuracy(*following, held_out, shots), 4)
+    path.write_text(json.dumps(meta, indent=2) + "\n")
     return meta
 
 
@@ -119,13 +135,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=sorted(TASKS), help="adapters to train")
+    parser.add_argument("--stage", choices=("train", "measure"), help="do one stage alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    old, following = load("old"), load("next")
-    print("| adapter | rank | n | old bare | source adapter | next bare | next 5-shot |")
-    print("|---|---|---|---|---|---|---|")
-    for name in args.only or TASKS:
-        print(row(train_source(TASKS[name], old, following)), flush=True)
+    names = args.only or list(TASKS)
+    if args.stage != "measure":
+        old = load("old")
+        for name in names:
+            train_source(TASKS[name], old)
+            print("trained", name, flush=True)
+    if args.stage != "train":
+        following = load("next")
+        print("| adapter | rank | n | old bare | source adapter | next bare | next 5-shot |")
+        print("|---|---|---|---|---|---|---|")
+        for name in names:
+            print(row(measure_next(TASKS[name], following)), flush=True)
 
 
 if __name__ == "__main__":

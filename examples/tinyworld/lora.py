@@ -36,7 +36,7 @@ class LoraSettings:
 
     rank: int = 8
     target_modules: tuple[str, ...] = ALL_LINEAR
-    steps: int = 150
+    steps: int = 120
     batch: int = 16
     learning_rate: float = 5e-3
     seed: int = 0

@@ -2,7 +2,7 @@
 
 Every batch is a function of the base's seed and the step alone, so a run resumes exactly:
 
-    python -m examples.tinyworld.pretrain --base old --steps 4360 --threads 1 \
+    python -m examples.tinyworld.pretrain --base old --steps 2600 --threads 1 \
         --out examples/tinyworld/runs/old --resume
 """
 
@@ -189,13 +189,13 @@ class Run:
         self.step += 1
         return loss.item(), losses.detach()[flat == ANSWER_WEIGHT].mean().item()
 
-    def train(self, steps: int) -> None:
-        """Trains until `steps` steps are done in all."""
+    def train(self, steps: int, stop_after: int | None = None) -> None:
+        """Trains on the schedule of `steps` steps, to its end or until `stop_after` are done."""
         self.model.train()
         self.model.config.use_cache = False
         started, begun_at = time.monotonic(), self.step
         sums = [0.0, 0.0]
-        while self.step < steps:
+        while self.step < min(steps, stop_after or steps):
             sums = [total + x for total, x in zip(sums, self.train_step(steps), strict=True)]
             if self.step % LOG_EVERY == 0:
                 tokens = self.step * STEP_TOKENS
@@ -220,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", choices=BASE_NAMES, required=True)
     parser.add_argument("--steps", type=int, required=True, help="in all; fixes the schedule")
+    parser.add_argument("--stop-after", type=int, help="end here, within the schedule")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if any")
@@ -230,7 +231,7 @@ def main() -> None:
     if (args.resume or args.export) and run.checkpoint.exists():
         run.restore()
     if not args.export:
-        run.train(args.steps)
+        run.train(args.steps, args.stop_after)
     export(run.model, run.tokenizer, base_dir(args.base))
 
 
