@@ -1,86 +1,114 @@
-"""Builds what each tenant leaves beside its adapter: a transfer kit, and often an evaluation set.
+"""Builds the transfer kits of the source adapters, as a tenant would where its data is.
 
-Run as `python -m examples.tinyworld.kits --threads 1 [--only acme/date-long-to-dot ...]` after
-`examples.tinyworld.adapters`. The kit is made from the training data alone. An evaluation set is
-drawn from the test split without the held-out examples: those stay for the outside judge.
+Run as `python -m examples.tinyworld.kits [--only acme/date-long-to-dot ...]`. A kit that is there
+and was made from the same data, base and recipe is left alone, so the script can be stopped and
+started again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import transformers
 
-from examples.tinyworld.adapters import ADAPTERS_DIR, BASE_ID, HELD_OUT_EXAMPLES
-from examples.tinyworld.bases import base_dir, load
+from examples.tinyworld.bases import ROOT, base_dir
 from examples.tinyworld.tasks import TASKS, Task
-from lorebase.serving.artifacts import base_revision
-from lorebase.transfer.kit import DOCUMENT, TransferKit
-from lorebase.transfer.kit.build import build_kit
+from lorebase.serving.artifacts import AdapterLimits, base_revision, base_shapes
+from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError
+from lorebase.transfer.distill.distill import load_base
+from lorebase.transfer.kit import DOCUMENT, TransferKit, check_kit, load_kit
+from lorebase.transfer.kit.build import KitRecipe, build_kit
+from lorebase.transfer.kit.material import data_fingerprint
 from lorebase.transfer.ports import Example
 
-EVALUATION_EXAMPLES = 240
-MIN_EVALUATION_EXAMPLES = 100
-SEED = 0
+ADAPTERS_DIR = ROOT / "adapters"
+BASE_ID = "tinyworld-old"
+RECIPE = KitRecipe()
 
 
-def kit_of(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str
-) -> TransferKit:
-    """Builds one task's kit from its training data and writes it beside the adapter."""
+def kit_dir(task: Task) -> Path:
+    """Returns the folder of a task's kit."""
+    return ADAPTERS_DIR / task.slug / "kit"
+
+
+def training_examples(task: Task) -> list[Example]:
+    """Returns the data that a task's source adapter was trained on."""
     pairs = task.examples("train", task.train_examples)
-    return build_kit(
-        model=model,
-        tokenizer=tokenizer,
-        examples=[Example(input=text, target=answer) for text, answer in pairs],
-        dataset_name=task.dataset_name,
-        base_id=BASE_ID,
-        format=DOCUMENT,
-        out_dir=ADAPTERS_DIR / task.slug / "kit",
-        seed=SEED,
-        base_revision=revision,
+    return [Example(input=text, target=answer) for text, answer in pairs]
+
+
+def seed_of(task: Task) -> int:
+    """Returns the seed of a task's kit: fixed by its name, different from task to task."""
+    return int.from_bytes(hashlib.sha256(task.name.encode()).digest()[:3])
+
+
+def is_current(task: Task, revision: str) -> bool:
+    """Tells whether a task's kit is there and was made from what would make it now."""
+    try:
+        made = load_kit(kit_dir(task)).provenance
+    except InvalidArgumentError:
+        return False
+    # Through JSON, as the kit's own copy went: tuples become lists.
+    recipe = json.loads(json.dumps(asdict(RECIPE)))
+    wanted = (revision, data_fingerprint(training_examples(task)), recipe, seed_of(task))
+    found = tuple(made.get(key) for key in ("base_revision", "data_sha256", "recipe", "seed"))
+    return found == wanted
+
+
+def summary(kit: TransferKit) -> str:
+    """Returns one line with a kit's figures."""
+    return (
+        f"AUC {kit.discriminator_auc:.3f}{'' if kit.discriminates else ' (not used)'}, threshold "
+        f"{kit.threshold:+.2f} passes {kit.real_pass_rate:.0%} real and {kit.fake_pass_rate:.0%} "
+        f"synthetic inputs, |D| = {kit.dataset_size}"
     )
 
 
-def write_evaluation_set(task: Task) -> int:
-    """Writes what the tenant entrusts to the service; returns the number of examples.
-
-    Label-free tenants entrust nothing, nor do those with too little data to spare.
-    """
-    path = ADAPTERS_DIR / task.slug / "evaluation.jsonl"
-    path.unlink(missing_ok=True)
-    held_out = {text for text, _ in task.examples("test", HELD_OUT_EXAMPLES)}
-    spare = [pair for pair in task.pool("test") if pair[0] not in held_out]
-    if task.label_free or len(spare) < MIN_EVALUATION_EXAMPLES:
-        return 0
-    chosen = spare[:EVALUATION_EXAMPLES]
-    lines = (json.dumps({"input": text, "target": answer}) for text, answer in chosen)
-    path.write_text("\n".join(lines) + "\n")
-    return len(chosen)
-
-
 def main() -> None:
-    """Runs the command line."""
+    """Builds every kit that is missing or out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=sorted(TASKS), help="tasks to build for")
+    parser.add_argument("--only", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--force", action="store_true", help="build kits that are current, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, tokenizer = load("old")
+    transformers.utils.logging.disable_progress_bar()
     revision = base_revision(base_dir("old"))
-    print("| adapter | discriminator AUC | real pass | fake pass | evaluation set |")
-    print("|---|---|---|---|---|")
-    for name in args.only or TASKS:
+    shapes = base_shapes(base_dir("old"))
+    model, tokenizer = load_base(base_dir("old"))
+    for name in args.only:
         task = TASKS[name]
-        kit = kit_of(task, model, tokenizer, revision)
-        entrusted = write_evaluation_set(task)
-        print(
-            f"| {name} | {kit.discriminator_auc:.2f} | {kit.real_pass_rate:.2f} | "
-            f"{kit.fake_pass_rate:.2f} | {entrusted or 'none'} |",
-            flush=True,
-        )
+        if not (ADAPTERS_DIR / task.slug / "adapter" / "adapter_model.safetensors").is_file():
+            print(f"{name}: no adapter yet, skipped", flush=True)
+            continue
+        if is_current(task, revision) and not args.force:
+            print(f"{name}: current", flush=True)
+            continue
+        began = time.process_time()
+        try:
+            kit = build_kit(
+                model=model,
+                tokenizer=tokenizer,
+                examples=training_examples(task),
+                dataset_name=task.dataset_name,
+                base_id=BASE_ID,
+                format=DOCUMENT,
+                out_dir=kit_dir(task),
+                seed=seed_of(task),
+                recipe=RECIPE,
+                base_revision=revision,
+            )
+        except FailedPreconditionError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        check_kit(kit_dir(task), shapes, AdapterLimits())
+        print(f"{name}: {summary(kit)}, {time.process_time() - began:.0f} CPU s", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from lorebase.v1 import adapter_pb2, inference_pb2, upgrade_pb2
 from .cli_samples import START_S, adapter, at, decision, migration, upgrade
 
 
-def _text(renderable: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=240, color_system=None)
+def _text(renderable: RenderableType, width: int = 240) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(renderable)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
@@ -95,7 +95,7 @@ def test_a_plan_says_what_moves_and_what_stays() -> None:
 
 
 def test_progress_shows_stage_and_no_scores_before_the_gate_spoke() -> None:
-    row = _row(_text(render_upgrade.progress(upgrade(), START_S + 60)), "acme/dates")
+    row = _row(_text(render_upgrade.Progress(upgrade(), START_S + 60)), "acme/dates")
     assert "distilling" in row
     assert "40%" in row
     assert "0.0" not in row
@@ -103,10 +103,17 @@ def test_progress_shows_stage_and_no_scores_before_the_gate_spoke() -> None:
 
 def test_progress_shows_scores_and_verdict_after_it_spoke() -> None:
     done = migration(state="promoted", decision=decision())
-    row = _row(_text(render_upgrade.progress(upgrade(done), START_S)), "acme/dates")
+    row = _row(_text(render_upgrade.Progress(upgrade(done), START_S)), "acme/dates")
     for part in ("promoted", "0.985", "0.980", "0.040", "-0.005 [-0.020, +0.010]", "200"):
         assert part in row
     assert "%" not in row
+
+
+def test_a_narrow_terminal_gets_one_line_an_adapter() -> None:
+    done = migration("shop/order-line-with-a-long-name", state="promoted", decision=decision())
+    text = _text(render_upgrade.Progress(upgrade(done), START_S), width=90)
+    row = _row(text, "shop/order-line-with-a-long-name")
+    assert row.split()[1:] == ["promoted", "-", "0.985", "0.980", "promote"]
 
 
 def test_a_rejected_adapter_says_why() -> None:
@@ -114,7 +121,7 @@ def test_a_rejected_adapter_says_why() -> None:
         state="rejected",
         decision=decision(verdict=upgrade_pb2.VERDICT_REJECT, reason="flips over budget"),
     )
-    assert "flips over budget" in _text(render_upgrade.progress(upgrade(refused), START_S))
+    assert "flips over budget" in _text(render_upgrade.Progress(upgrade(refused), START_S))
 
 
 def test_the_headline_estimates_while_it_runs_and_tells_the_time_after() -> None:

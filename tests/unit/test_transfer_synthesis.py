@@ -113,7 +113,7 @@ async def test_negative_counts_are_refused() -> None:
 def test_more_is_drawn_where_the_filter_takes_more_but_never_without_bound() -> None:
     assert inputs_to_draw(KIT, 100) == 275
     assert inputs_to_draw(KIT, 100, pass_rate=1.0) == 111
-    assert inputs_to_draw(replace(KIT, fake_pass_rate=0.0), 100) == 400
+    assert inputs_to_draw(replace(KIT, fake_pass_rate=0.0), 100) == 600
     assert inputs_to_draw(replace(KIT, discriminator_auc=0.5), 100) == 100
 
 

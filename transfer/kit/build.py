@@ -1,7 +1,6 @@
 """Builds a transfer kit where the client's data is. Needs torch, transformers and peft only."""
 
 import asyncio
-import math
 import random
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorebase.serving.engine.protocol import VersionRef
-from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError
+from lorebase.serving.errors import FailedPreconditionError
 
 from ..distill.settings import DistillRecipe, LoraSettings
 from ..distill.train import TrainSummary, train_lora
@@ -22,10 +21,16 @@ from ..synthesis.draw import DrawSettings, SynthesisResult, draw_inputs
 from ..synthesis.filter import score_inputs
 from .calibrate import REAL_PASS_RATE, Calibration, calibrate
 from .format import TaskFormat
-from .kit import MAX_SEEDS, MAX_TEXT_CHARS, USABLE_AUC, TransferKit
+from .kit import USABLE_AUC, TransferKit
+from .material import (
+    data_fingerprint,
+    discriminator_pairs,
+    length_limits,
+    split_held_out,
+    unique_examples,
+    without_real,
+)
 from .storage import discriminator_dir, save_kit
-
-MIN_EXAMPLES = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,49 +99,28 @@ def build_kit(
     """
     recipe = recipe or KitRecipe()
     choice_tokens(tokenizer, format.choices)
-    unique = _unique(examples, recipe)
+    unique = unique_examples(examples, seeds=recipe.seeds)
     rng = random.Random(f"kit|{seed}")
     rng.shuffle(unique)
     seeds, rest = tuple(unique[: recipe.seeds]), unique[recipe.seeds :][: recipe.max_real]
-    limits = _limits(tokenizer, unique, recipe)
-    generator = HfGenerator({base_id: (model, tokenizer)})
-    fakes = asyncio.run(
-        draw_inputs(
-            generator,
-            ModelSpec(base_id=base_id),
-            format=format,
-            seeds=seeds,
-            count=len(rest),
-            seed=seed,
-            max_input_chars=limits["max_input_chars"],
-            max_input_tokens=limits["max_input_tokens"],
-            settings=recipe.draw,
-            checkpoint=checkpoint,
-        )
+    limits = length_limits(
+        unique,
+        lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        headroom=recipe.length_headroom,
     )
-    real = _split([example.input for example in rest], recipe.held_out_share)
-    fake = _split(_without(fakes.inputs, rest), recipe.held_out_share)
+    source = _Source(base_id, model, tokenizer, HfGenerator({base_id: (model, tokenizer)}))
+    fakes = _draw_negatives(source, format, seeds, len(rest), limits, seed, recipe, checkpoint)
+    real = split_held_out([example.input for example in rest], recipe.held_out_share)
+    fake = split_held_out(without_real(fakes.inputs, rest), recipe.held_out_share)
     if min(map(len, (*real, *fake))) < 2:
         raise _no_negatives(base_id, fakes)
+    pairs = discriminator_pairs(real[0], fake[0], format, dataset_name, rng)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".kit-build-", dir=out_dir.parent))
     try:
-        summary = train_lora(
-            model=model,
-            tokenizer=tokenizer,
-            pairs=_pairs(real[0], fake[0], format, dataset_name, rng),
-            lora=recipe.lora,
-            recipe=DistillRecipe(
-                epochs=recipe.epochs,
-                batch_size=recipe.batch_size,
-                learning_rate=recipe.learning_rate,
-                seed=seed,
-            ),
-            out_dir=discriminator_dir(work),
-            base_id=base_id,
-            checkpoint=checkpoint,
-        )
-        cut = _calibrate(generator, base_id, work, format, dataset_name, (real[1], fake[1]), recipe)
+        weights = discriminator_dir(work)
+        summary = _train_discriminator(source, pairs, weights, seed, recipe, checkpoint)
+        cut = _calibrate(source, weights, format, dataset_name, (real[1], fake[1]), recipe)
         kit = TransferKit(
             base_id=base_id,
             dataset_name=dataset_name,
@@ -148,99 +132,103 @@ def build_kit(
             real_pass_rate=cut.real_pass_rate,
             fake_pass_rate=cut.fake_pass_rate,
             **limits,
-            provenance=_provenance(seed, base_revision, recipe, fakes, summary, real, fake, cut),
+            provenance={
+                "seed": seed,
+                "base_revision": base_revision,
+                "data_sha256": data_fingerprint(examples),
+                "lorebase": version("lorebase"),
+                "recipe": asdict(recipe),
+                "synthesis": fakes.stats,
+                **_figures(summary, real, fake, cut),
+            },
         )
-        save_kit(kit, discriminator_dir(work), out_dir)
+        save_kit(kit, weights, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return kit
 
 
-def _unique(examples: Sequence[Example], recipe: KitRecipe) -> list[Example]:
-    if not 1 <= recipe.seeds <= MAX_SEEDS:
-        raise InvalidArgumentError(f"got {recipe.seeds} seeds, expected 1 to {MAX_SEEDS}")
-    unique = list({example.input: example for example in examples}.values())
-    if len(unique) < max(MIN_EXAMPLES, 3 * recipe.seeds):
-        raise InvalidArgumentError(
-            f"got {len(unique)} different examples, at least "
-            f"{max(MIN_EXAMPLES, 3 * recipe.seeds)} are needed to train and calibrate a "
-            "discriminator"
-        )
-    for number, example in enumerate(unique):
-        if not example.input.strip() or not example.target.strip():
-            raise InvalidArgumentError(f"example {number} has an empty input or target")
-        if max(len(example.input), len(example.target)) > MAX_TEXT_CHARS:
-            raise InvalidArgumentError(
-                f"example {number} is longer than {MAX_TEXT_CHARS} characters"
-            )
-    return unique
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The source base in this process."""
+
+    base_id: str
+    model: Any
+    tokenizer: Any
+    generator: HfGenerator
 
 
-def _limits(tokenizer: Any, examples: Sequence[Example], recipe: KitRecipe) -> dict[str, int]:
-    """Bounds on the lengths of new inputs and answers, from the longest real ones."""
-
-    def longest(texts: list[str]) -> int:
-        return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-
-    inputs = [example.input for example in examples]
-    # Some tokens more: the stop belongs to the budget, and another tokenizer may cut finer.
-    sizes = {
-        "max_input_chars": max(map(len, inputs)),
-        "max_input_tokens": longest(inputs) + 8,
-        "max_answer_tokens": longest([example.target for example in examples]) + 8,
-    }
-    return {
-        name: min(MAX_TEXT_CHARS, math.ceil(size * recipe.length_headroom))
-        for name, size in sizes.items()
-    }
-
-
-def _split(items: Sequence[str], held_out_share: float) -> tuple[list[str], list[str]]:
-    """Returns (training, held out)."""
-    held = round(len(items) * held_out_share)
-    return list(items[held:]), list(items[:held])
-
-
-def _without(inputs: Sequence[str], real: Sequence[Example]) -> list[str]:
-    """Drops synthetic inputs that happen to be real ones: they are no negatives."""
-    known = {example.input.strip() for example in real}
-    return [text for text in inputs if text not in known]
-
-
-def _pairs(
-    real: Sequence[str],
-    fake: Sequence[str],
+def _draw_negatives(
+    source: _Source,
     format: TaskFormat,
-    dataset_name: str,
-    rng: random.Random,
-) -> list[tuple[str, str]]:
-    """Returns training pairs, half real and half synthetic: the rarer kind is repeated."""
-    size = max(len(real), len(fake))
-    yes, no = format.choices
-    pairs = []
-    for texts, answer in ((real, yes), (fake, no)):
-        repeated = [texts[number % len(texts)] for number in range(size)]
-        pairs += [(format.discriminator_prompt(text, dataset_name), answer) for text in repeated]
-    rng.shuffle(pairs)
-    return pairs
+    seeds: Sequence[Example],
+    count: int,
+    limits: dict[str, int],
+    seed: int,
+    recipe: KitRecipe,
+    checkpoint: Checkpoint,
+) -> SynthesisResult:
+    return asyncio.run(
+        draw_inputs(
+            source.generator,
+            ModelSpec(base_id=source.base_id),
+            format=format,
+            seeds=seeds,
+            count=count,
+            seed=seed,
+            max_input_chars=limits["max_input_chars"],
+            max_input_tokens=limits["max_input_tokens"],
+            settings=recipe.draw,
+            checkpoint=checkpoint,
+        )
+    )
+
+
+def _train_discriminator(
+    source: _Source,
+    pairs: Sequence[tuple[str, str]],
+    out_dir: Path,
+    seed: int,
+    recipe: KitRecipe,
+    checkpoint: Checkpoint,
+) -> TrainSummary:
+    return train_lora(
+        model=source.model,
+        tokenizer=source.tokenizer,
+        pairs=pairs,
+        lora=recipe.lora,
+        recipe=DistillRecipe(
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=seed,
+        ),
+        out_dir=out_dir,
+        base_id=source.base_id,
+        checkpoint=checkpoint,
+    )
 
 
 def _calibrate(
-    generator: HfGenerator,
-    base_id: str,
-    work: Path,
+    source: _Source,
+    weights: Path,
     format: TaskFormat,
     dataset_name: str,
     held_out: tuple[list[str], list[str]],
     recipe: KitRecipe,
 ) -> Calibration:
-    path = discriminator_dir(work)
     discriminator = VersionRef(
-        id="discriminator", base_id=base_id, digest="", path=str(path), rank=recipe.lora.rank
+        id="discriminator",
+        base_id=source.base_id,
+        digest="",
+        path=str(weights),
+        rank=recipe.lora.rank,
     )
-    model = ModelSpec(base_id=base_id, version=discriminator)
+    model = ModelSpec(base_id=source.base_id, version=discriminator)
     real, fake = (
-        asyncio.run(score_inputs(generator, model, texts, format=format, dataset_name=dataset_name))
+        asyncio.run(
+            score_inputs(source.generator, model, texts, format=format, dataset_name=dataset_name)
+        )
         for texts in held_out
     )
     return calibrate(real, fake, real_pass_rate=recipe.real_pass_rate)
@@ -254,35 +242,27 @@ def _no_negatives(base_id: str, fakes: SynthesisResult) -> FailedPreconditionErr
     )
 
 
-def _provenance(
-    seed: int,
-    base_revision: str,
-    recipe: KitRecipe,
-    fakes: SynthesisResult,
+def _figures(
     summary: TrainSummary,
     real: tuple[list[str], list[str]],
     fake: tuple[list[str], list[str]],
     cut: Calibration,
 ) -> dict[str, Any]:
-    usable = cut.auc >= USABLE_AUC
+    """Returns what training and calibration came to; no times, so that equal kits are equal."""
+    trained = {
+        key: round(getattr(summary, key), 4)
+        for key in ("steps", "examples", "skipped_examples", "first_loss", "last_loss")
+    }
+    verdict = "usable"
+    if cut.auc < USABLE_AUC:
+        verdict = f"can't discriminate (AUC {cut.auc:.2f} < {USABLE_AUC}): nothing will be filtered"
     return {
-        "seed": seed,
-        "base_revision": base_revision,
-        "lorebase": version("lorebase"),
-        "recipe": asdict(recipe),
-        "synthesis": fakes.stats,
-        "training": {key: _rounded(value) for key, value in asdict(summary).items()},
+        "training": trained | {"parameters": summary.parameters},
         "counts": {
             "real_trained": len(real[0]),
             "real_held_out": len(real[1]),
             "fake_trained": len(fake[0]),
             "fake_held_out": len(fake[1]),
         },
-        "discriminator": "usable"
-        if usable
-        else f"can't discriminate (AUC {cut.auc:.2f} < {USABLE_AUC}): nothing will be filtered",
+        "discriminator": verdict,
     }
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value

@@ -6,7 +6,7 @@ from ..kit.kit import TransferKit
 from ..ports import Checkpoint, ModelSpec, TextGenerator, no_checkpoint
 from .draw import DrawSettings, SynthesisResult, draw_inputs
 
-MAX_OVERSAMPLING = 4.0
+MAX_OVERSAMPLING = 6.0
 """However little the filter lets through, no more than this many inputs are drawn for each that
 is wanted."""
 
