@@ -135,7 +135,7 @@ def report(session: Session, id_: IdOption = "") -> None:
 def _show(session: Session, upgrade: "Upgrade") -> None:
     from . import render_upgrade
 
-    session.show(upgrade, lambda: render_upgrade.progress(upgrade, time.time()))
+    session.show(upgrade, lambda: render_upgrade.Progress(upgrade, time.time()))
 
 
 def _follow(session: Session, upgrade_id: str) -> None:

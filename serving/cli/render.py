@@ -16,10 +16,14 @@ NOTHING = "-"
 def table(*columns: str, title: str | None = None) -> Table:
     """Returns an empty table in the house style; a column named `>x` is right-aligned."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for number, column in enumerate(columns):
         right = column.startswith(">")
+        # The first column is the name: the one thing that people copy, so it stays in one piece.
         made.add_column(
-            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+            column.removeprefix(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=number == 0,
         )
     return made
 

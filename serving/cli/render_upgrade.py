@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,9 @@ _STATE_STYLE = {
 _VERDICT_STYLE = {"promote": "green", "retry": "magenta", "reject": "yellow"}
 _ENDED = frozenset({"promoted", "retired", "rejected", "rolled_back", "aborted", "failed"})
 _BAR_CELLS = 10
+
+WIDE_COLUMNS = 120
+"""Below it the live table leaves out what `upgrade report` shows anyway."""
 
 
 def state_name(upgrade: upgrade_pb2.Upgrade) -> str:
@@ -84,37 +88,51 @@ def headline(upgrade: upgrade_pb2.Upgrade, now_s: float) -> str:
     return ", ".join(parts)
 
 
-def progress(upgrade: upgrade_pb2.Upgrade, now_s: float) -> RenderableType:
-    """Shows an upgrade: one row an adapter with stage, scores and verdict."""
-    made = table(
-        "ADAPTER", "STATE", "PROGRESS", ">TRY", ">SOURCE", ">SHADOW", ">BARE", "DIFFERENCE",
-        ">N", "VERDICT", "NOTE",
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An upgrade, one row an adapter with stage, scores and verdict; narrow where it must be."""
+
+    upgrade: upgrade_pb2.Upgrade
+    now_s: float
+    """Seconds since the epoch."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        upgrade = self.upgrade
+        yield Text(headline(upgrade, self.now_s), style="bold")
+        yield Text()
+        yield _progress_table(upgrade, wide=options.max_width >= WIDE_COLUMNS)
+        if upgrade.error:
+            yield Text()
+            yield Text(f"error: {upgrade.error}", style="red")
+
+
+def _progress_table(upgrade: upgrade_pb2.Upgrade, *, wide: bool) -> Table:
+    columns = ["ADAPTER", "STATE", "PROGRESS", ">SOURCE", ">SHADOW", "VERDICT"]
+    if wide:
+        columns += [">TRY", ">BARE", "DIFFERENCE", ">N", "NOTE"]
+    made = table(*columns)
     for item in upgrade.migrations:
-        _add_progress_row(made, item)
-    parts: list[RenderableType] = [Text(headline(upgrade, now_s), style="bold"), Text(), made]
-    if upgrade.error:
-        parts += [Text(), Text(f"error: {upgrade.error}", style="red")]
-    return Group(*parts)
-
-
-def _add_progress_row(made: Table, item: upgrade_pb2.Migration) -> None:
-    decision = item.decision
-    verdict = verdict_name(decision)
-    decided = bool(decision.verdict)
-    made.add_row(
-        item.adapter,
-        Text(item.state, style=_STATE_STYLE.get(item.state, "cyan")),
-        NOTHING if item.state in _ENDED else bar(item.stage_progress),
-        str(item.attempt or NOTHING),
-        score(decision.source_score, decided),
-        score(decision.shadow_score, decided),
-        score(decision.bare_score, decided),
-        interval(decision),
-        str(decision.n or NOTHING),
-        Text(verdict, style=_VERDICT_STYLE.get(verdict, "")),
-        item.error or (decision.reason if verdict in ("reject", "retry") else ""),
-    )
+        decision = item.decision
+        verdict = verdict_name(decision)
+        decided = bool(decision.verdict)
+        cells: list[RenderableType] = [
+            item.adapter,
+            Text(item.state, style=_STATE_STYLE.get(item.state, "cyan")),
+            NOTHING if item.state in _ENDED else bar(item.stage_progress),
+            score(decision.source_score, decided),
+            score(decision.shadow_score, decided),
+            Text(verdict, style=_VERDICT_STYLE.get(verdict, "")),
+        ]
+        if wide:
+            cells += [
+                str(item.attempt or NOTHING),
+                score(decision.bare_score, decided),
+                interval(decision),
+                str(decision.n or NOTHING),
+                item.error or (decision.reason if verdict in ("reject", "retry") else ""),
+            ]
+        made.add_row(*cells)
+    return made
 
 
 def bar(share: float) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 ENDPOINT_VARIABLE = "LOREBASE_ENDPOINT"
+PIPE_COLUMNS = 240
 CA_VARIABLE = "LOREBASE_CA"
 
 
@@ -136,10 +137,12 @@ class Session:
 
     @functools.cached_property
     def console(self) -> "Console":
-        """Standard output."""
+        """Standard output; off a terminal wide enough that no table folds its columns."""
         from rich.console import Console
 
-        return Console()
+        if sys.stdout.isatty() or "COLUMNS" in os.environ:
+            return Console()
+        return Console(width=PIPE_COLUMNS)
 
     def close(self) -> None:
         """Closes the connection if there is one."""

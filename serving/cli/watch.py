@@ -35,7 +35,7 @@ def _live(session: Session, updates: Iterable[upgrade_pb2.Upgrade]) -> upgrade_p
     last = None
     with Live(console=session.console, auto_refresh=False, transient=False) as live:
         for last in updates:
-            live.update(render_upgrade.progress(last, time.time()), refresh=True)
+            live.update(render_upgrade.Progress(last, time.time()), refresh=True)
             if last.state in SETTLED_STATES:
                 break
     return last
