@@ -139,8 +139,9 @@ $(DEPS_STAMP): $(BIN)/uv
 	rm -f $(VENV)/.stamp-deps-*
 	touch $@
 
-# No build isolation: setuptools is in the lock, so nothing unpinned is fetched.
+# No build isolation: setuptools is in the lock, so nothing unpinned is fetched. The build's
+# egg-info would hide the installed metadata (entry points) whenever this folder is on sys.path.
 $(PROJECT_STAMP): $(DEPS_STAMP)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
-	rm -f $(VENV)/.stamp-project-*
+	rm -rf lorebase.egg-info $(VENV)/.stamp-project-*
 	touch $@

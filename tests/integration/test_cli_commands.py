@@ -313,3 +313,26 @@ def test_a_bad_configuration_is_refused_with_exit_code_4(run: Run, tmp_path: Pat
     assert code == 4
     assert "unknown" in err
     assert "Traceback" not in err
+
+
+def test_kit_build_reaches_the_builder_which_refuses_bad_data(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "no target"}\n')
+    code, _, err = run(
+        *("kit", "build", "--data", str(data), "--base-dir", str(tmp_path), "--base", "old"),
+        *("--name", "tickets", "--out", str(tmp_path / "kit")),
+    )
+    assert code == 4
+    assert f"{data}:1 is no example" in err
+    assert not (tmp_path / "kit").exists()
+
+
+def test_serve_refuses_a_bad_configuration_before_it_starts_anything(
+    run: Run, tmp_path: Path
+) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text("bases: []\n")
+    code, _, err = run("serve", str(config))
+    assert code == 4
+    assert "bases" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml"]
