@@ -1,8 +1,10 @@
-"""Builds the transfer kits of the source adapters, as a tenant would where its data is.
+"""Builds what each tenant leaves beside its adapter: a transfer kit, and often an evaluation set.
 
-Run as `python -m examples.tinyworld.kits [--only acme/date-long-to-dot ...]`. A kit that is there
-and was made from the same data, base and recipe is left alone, so the script can be stopped and
-started again.
+Run as `python -m examples.tinyworld.kits [--only acme/date-long-to-dot ...]` after
+`examples.tinyworld.adapters`. A kit that is there and was made from the same data, base and
+recipe is left alone, so the script can be stopped and started again. The kit is made from the
+training data alone. An evaluation set is drawn from the test split without the held-out examples:
+those stay for the outside judge.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from pathlib import Path
 import torch
 import transformers
 
-from examples.tinyworld.bases import ROOT, base_dir
+from examples.tinyworld.adapters import ADAPTERS_DIR, BASE_ID, HELD_OUT_EXAMPLES
+from examples.tinyworld.bases import base_dir
 from examples.tinyworld.tasks import TASKS, Task
 from lorebase.serving.artifacts import AdapterLimits, base_revision, base_shapes
-from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError
+from lorebase.serving.errors import InvalidArgumentError
 from lorebase.transfer.distill.distill import load_base
 from lorebase.transfer.kit import DOCUMENT, TransferKit, check_kit, load_kit
 from lorebase.transfer.kit.build import KitRecipe, build_kit
 from lorebase.transfer.kit.material import data_fingerprint
 from lorebase.transfer.ports import Example
 
-ADAPTERS_DIR = ROOT / "adapters"
-BASE_ID = "tinyworld-old"
+EVALUATION_EXAMPLES = 240
+MIN_EVALUATION_EXAMPLES = 100
 RECIPE = KitRecipe()
 
 
@@ -70,6 +73,23 @@ def summary(kit: TransferKit) -> str:
     )
 
 
+def write_evaluation_set(task: Task) -> int:
+    """Writes what the tenant entrusts to the service; returns the number of examples.
+
+    Label-free tenants entrust nothing, nor do those with too little data to spare.
+    """
+    path = ADAPTERS_DIR / task.slug / "evaluation.jsonl"
+    path.unlink(missing_ok=True)
+    held_out = {text for text, _ in task.examples("test", HELD_OUT_EXAMPLES)}
+    spare = [pair for pair in task.pool("test") if pair[0] not in held_out]
+    if task.label_free or len(spare) < MIN_EVALUATION_EXAMPLES:
+        return 0
+    chosen = spare[:EVALUATION_EXAMPLES]
+    lines = (json.dumps({"input": text, "target": answer}) for text, answer in chosen)
+    path.write_text("\n".join(lines) + "\n")
+    return len(chosen)
+
+
 def main() -> None:
     """Builds every kit that is missing or out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,28 +107,29 @@ def main() -> None:
         if not (ADAPTERS_DIR / task.slug / "adapter" / "adapter_model.safetensors").is_file():
             print(f"{name}: no adapter yet, skipped", flush=True)
             continue
+        entrusted = write_evaluation_set(task)
         if is_current(task, revision) and not args.force:
-            print(f"{name}: current", flush=True)
+            print(f"{name}: kit is current", flush=True)
             continue
         began = time.process_time()
-        try:
-            kit = build_kit(
-                model=model,
-                tokenizer=tokenizer,
-                examples=training_examples(task),
-                dataset_name=task.dataset_name,
-                base_id=BASE_ID,
-                format=DOCUMENT,
-                out_dir=kit_dir(task),
-                seed=seed_of(task),
-                recipe=RECIPE,
-                base_revision=revision,
-            )
-        except FailedPreconditionError as error:
-            print(f"{name}: {error}", flush=True)
-            continue
+        kit = build_kit(
+            model=model,
+            tokenizer=tokenizer,
+            examples=training_examples(task),
+            dataset_name=task.dataset_name,
+            base_id=BASE_ID,
+            format=DOCUMENT,
+            out_dir=kit_dir(task),
+            seed=seed_of(task),
+            recipe=RECIPE,
+            base_revision=revision,
+        )
         check_kit(kit_dir(task), shapes, AdapterLimits())
-        print(f"{name}: {summary(kit)}, {time.process_time() - began:.0f} CPU s", flush=True)
+        seconds = time.process_time() - began
+        print(
+            f"{name}: {summary(kit)}, {entrusted or 'no'} entrusted examples, {seconds:.0f} CPU s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
