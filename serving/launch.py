@@ -227,7 +227,8 @@ def _kill_actors(keep: str | None = None) -> None:
     """Ends this instance's detached actors; their state is in the catalog."""
     import ray
 
-    for actor in ray.util.list_named_actors(all_namespaces=True):
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)  # dicts, typed as strings
+    for actor in actors:
         if actor["namespace"] == NAMESPACE and actor["name"] != keep:
             # One that ends by itself in this moment is just as well.
             with contextlib.suppress(ValueError):
