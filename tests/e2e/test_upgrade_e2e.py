@@ -63,7 +63,7 @@ def shoot_controller_while_distilling(client: LorebaseClient, upgrade_id: str) -
     until = time.monotonic() + 240
     while time.monotonic() < until:
         for one in client.get_upgrade(upgrade_id).migrations:
-            if one.state == "distilling" and one.stage_progress > 0.1:
+            if one.state == "distilling" and one.stage_progress > 0.25:
                 victim = controller_process(psutil.Process().pid)
                 assert victim is not None, "no controller is running"
                 victim.kill()
@@ -130,6 +130,8 @@ def check_history(events: list[Event], shot: str) -> None:
             starts[key] += 1
         else:
             finished.add(key)
+        if key == (shot, "distill", 1) and event.kind == "stage_finished":
+            assert event.data["summary"]["train"]["resumed_from"] > 0, "it started from scratch"
     assert starts[(shot, "distill", 1)] == 2
     assert sum(count - 1 for count in starts.values()) <= len(ADAPTERS)
     assert Counter(e.adapter for e in events if e.kind == "swap") == dict.fromkeys(ADAPTERS, 1)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,8 @@ class World:
         self.metrics = FakeMetrics()
         self.workers = FakeWorkers(self.store, root / "scratch")
         self.quality: dict[str, list[float]] = {}
-        self.models = FakeModels(
-            lambda version: self.catalog.get_version(version).adapter, self.quality
-        )
+        adapter_of = cache(lambda version: self.catalog.get_version(version).adapter)
+        self.models = FakeModels(adapter_of, self.quality)
         choices = UpgradeSection(samples=150, evaluation_samples=100, steps=3, max_attempts=2)
         values = {"choices": choices, "poll_s": 0.02, "retry_wait_s": 0.01}
         values["governor_tick_s"] = 0.02

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorebase.transfer.governor import GovernorPolicy, LoadSample, capacity, start, step
@@ -121,6 +121,7 @@ def test_min_cpu_free_holds_growth_back_while_clients_run() -> None:
     assert idle[-1] == top_level(policy)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**16), workers=st.integers(1, 8), batches=st.integers(1, 8))
 def test_capacity_is_always_within_its_bounds(seed: int, workers: int, batches: int) -> None:
     rng = random.Random(seed)
