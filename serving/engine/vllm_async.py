@@ -1,5 +1,6 @@
 """The engine on vLLM's AsyncLLM: engine core in a process of its own, for serving."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -62,9 +63,14 @@ class AsyncDriver:
 
     async def shutdown(self) -> None:
         """Stops vLLM and its processes."""
-        if not self._stopped:
-            self._stopped = True
-            self._llm.shutdown()
+        if self._stopped:
+            return
+        self._stopped = True
+        # On a thread, because it waits for the engine core to go.
+        await asyncio.to_thread(self._llm.shutdown)
+        # vLLM closes its sockets, which it does in this loop, but leaves their context open.
+        await asyncio.sleep(0)
+        self._llm.engine_core.resources.ctx.destroy(linger=0)
 
 
 class AsyncVllmEngine(VllmEngine):

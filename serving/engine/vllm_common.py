@@ -19,7 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
-from . import vllm_cpu_lora, vllm_scheduler
+from . import vllm_scheduler
 from .adapters import LoadedAdapter
 from .protocol import Chunk, FinishReason, Sampling
 from .settings import EngineSettings, read_cpu_flags, resolve_dtype
@@ -62,7 +62,7 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         # reads its files again in the middle of a step, where an error kills the engine.
         max_cpu_loras=settings.max_cpu_loras,
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
-        worker_extension_cls=f"{vllm_cpu_lora.__name__}.{vllm_cpu_lora.WorkerExtension.__name__}",
+        worker_extension_cls=f"{__package__}.vllm_worker.WorkerExtension",
         # Sampling comes from the request alone, not from the base's generation_config.json.
         generation_config="vllm",
         disable_log_stats=True,

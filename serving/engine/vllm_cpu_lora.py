@@ -10,9 +10,6 @@ help, because vLLM fills every slot before it reuses one. Besides, it copies a w
 So the wrapper is replaced by one that works per adapter: the rows of each adapter in the step are
 found once, and only those rows are ever written. A row without adapter is never touched.
 lorebase.kernels replaces this one in turn where it is installed.
-
-This module is named as `worker_extension_cls`, vLLM's public hook, and so is imported in every
-worker process before the model is built.
 """
 
 from dataclasses import dataclass
@@ -24,8 +21,6 @@ from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
-
-from . import vllm_cpu_seeds
 
 _STOCK = f"{PunicaWrapperCPU.__module__}.{PunicaWrapperCPU.__name__}"
 
@@ -111,10 +106,6 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
             _add(y_SN[:, :width], group.rows, delta_gN[:, :width], scale)
 
 
-class WorkerExtension:
-    """Named as `worker_extension_cls`; importing this module is all that it does."""
-
-
 def _group(slots: torch.Tensor) -> tuple[_Group, ...]:
     """Groups rows by slot; rows with slot -1 are in no group."""
     by_slot: dict[int, list[int]] = {}
@@ -194,7 +185,3 @@ def install() -> None:
         platform: Any = type(current_platform)
         platform.get_punica_wrapper = classmethod(lambda cls: ours)
     check_isolation(resolve_obj_by_qualname(path))
-
-
-install()
-vllm_cpu_seeds.install()

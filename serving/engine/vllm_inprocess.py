@@ -2,12 +2,18 @@
 
 No second process, so it starts in seconds and takes a third of the memory: right for tests and
 small machines. The price: Python of the caller and of the engine share one interpreter lock.
+
+Several engines may live in one process. vLLM keeps what belongs to the running step and to its
+process groups in module globals, so their steps take turns and only the last engine to go takes
+the groups down.
 """
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
@@ -29,6 +35,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Command = Callable[[], None]
 _STOP_TIMEOUT_S = 30.0
+_TURN_S = 5e-5
+"""Pause that lets another engine's thread take the lock; locks are not fair."""
+
+_vllm_lock = threading.Lock()
+_engines: "set[InprocessDriver]" = set()
+"""Drivers whose engine exists; guarded by `_vllm_lock`."""
 
 
 class InprocessDriver:
@@ -104,7 +116,7 @@ class InprocessDriver:
 
     def unfinished(self) -> int:
         """Requests that vLLM has not finished or aborted."""
-        return self._engine.get_num_unfinished_requests()
+        return 0 if self._cause else self._engine.get_num_unfinished_requests()
 
     def dead(self) -> str | None:
         """Why the engine can't serve any more, or None while it can."""
@@ -144,8 +156,9 @@ class InprocessDriver:
         try:
             # Threads started later inherit torch's default; this one keeps its own number.
             torch.set_num_threads(self._settings.cpu_threads)
-            with kept_torch_threads():
+            with _vllm_lock, kept_torch_threads():
                 self._engine = LLMEngine.from_engine_args(engine_args(self._settings))
+                _engines.add(self)
         except BaseException as error:
             self._cause = f"it did not start: {error}"
             self._post(_fail, self._started, error)
@@ -158,8 +171,22 @@ class InprocessDriver:
             logger.exception("the engine of base %s died", self._settings.base_id)
             self._cause = f"{type(error).__name__}: {error}"
         finally:
-            self._engine.engine_core.shutdown()
             self._post(self._die)
+            self._free()
+
+    def _free(self) -> None:
+        with _vllm_lock:
+            _engines.discard(self)
+            client: Any = self._engine.engine_core
+            if _engines:
+                # What `client.shutdown` does, except for the process groups.
+                client._finalizer.detach()
+                client.engine_core.model_executor.shutdown()
+                client.engine_core.scheduler.shutdown()
+            else:
+                client.shutdown()
+            del client, self._engine
+            gc.collect()
 
     def _serve(self) -> None:
         while True:
@@ -171,12 +198,16 @@ class InprocessDriver:
                     break
                 if command is None:
                     return
-                command()
+                with _vllm_lock:
+                    command()
                 busy = True
             if self._engine.has_unfinished_requests():
-                outputs = self._engine.step()
+                with _vllm_lock:
+                    outputs = self._engine.step()
                 if outputs:
                     self._post(self._deliver, outputs)
+                if len(_engines) > 1:
+                    time.sleep(_TURN_S)
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

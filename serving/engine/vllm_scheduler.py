@@ -18,6 +18,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from . import vllm_orphans
 from .preemption import Room, Seat, choose_victims
 
 SUPPORTED_VLLM = ("0.32.",)
@@ -112,3 +113,7 @@ class PreemptingScheduler(_Preempting):
 
 class PreemptingAsyncScheduler(_Preempting, AsyncScheduler):
     """For engines that schedule a step while the one before runs, as on GPU."""
+
+
+# With tensor parallelism the engine core is no worker, and this is what it imports of ours.
+vllm_orphans.watch_parent()
