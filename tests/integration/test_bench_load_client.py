@@ -35,7 +35,7 @@ class Scripted(inference_pb2_grpc.InferenceServiceServicer):
             if request.prompt == "never":
                 await asyncio.sleep(60)
             yield pb.GenerateStreamResponse(text=" le", token_ids=[1])
-            await asyncio.sleep(0.05 if request.prompt == "slow" else 0)
+            await asyncio.sleep(0.4 if request.prompt == "slow" else 0)
             yield pb.GenerateStreamResponse(text="ft", token_ids=[2, 3])
             if request.prompt == "cut":
                 return
@@ -77,7 +77,9 @@ async def test_an_answer_is_recorded_with_times_and_who_gave_it() -> None:
     )
     assert record.tokens == 3
     assert len(record.gaps_s) == 2
+    # On a busy machine the client may see the first message late, never the last one early.
     assert record.gaps_s[0] >= 0.05
+    assert record.latency_s >= 0.4
     assert record.ttft_s is not None
     assert 0 < record.ttft_s < record.latency_s
     assert before <= record.start <= record.end <= time.time() + 0.01
