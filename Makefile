@@ -15,11 +15,12 @@ QUICK       ?=
 export TORCH_INDEX
 
 BIN := $(VENV)/bin
-# Stamps are named after what they were made from: a changed lock or changed packaging part of
-# pyproject.toml (down to its "-- tools" line) sets up again, anything else doesn't.
+# Stamps are named after what they were made from: a changed lock, packaging part of pyproject.toml
+# (down to its "-- tools" line) or C++ source sets up again, anything else doesn't.
 digest = $(shell $(1) | sha256sum | cut -c1-12)
 DEPS_STAMP    := $(VENV)/.stamp-deps-$(call digest,cat $(LOCK) requirements/bootstrap.lock)
-PROJECT_STAMP := $(VENV)/.stamp-project-$(call digest,sed '/^\# -- tools/q' pyproject.toml)
+PROJECT_STAMP := $(VENV)/.stamp-project-$(call digest,{ sed '/^\# -- tools/q' pyproject.toml; \
+  cat /dev/null $(wildcard setup.py) $(sort $(shell find kernels -name '*.cpp' -o -name '*.h')); })
 LINTED := serving transfer kernels tests benchmarks examples
 STUBS  := pb2.py pb2.pyi pb2_grpc.py pb2_grpc.pyi
 
@@ -124,6 +125,7 @@ lock: $(BIN)/uv ## Resolve requirements/*.in again into hashed locks.
 clean: ## Remove what building and testing left (the .venv too).
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache .lorebase demo-report.html demo-report.json
+	find kernels -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- set-up ------------------------------------------------------------------------------------
