@@ -101,11 +101,12 @@ def _panel(title: str, series: Sequence[Series], top: float, seconds: float) -> 
         parts.append(svg.line(svg.LEFT, y, svg.WIDTH - svg.RIGHT, y, "grid"))
         parts.append(svg.text(svg.LEFT - 8, y + 4, f"{tick:g}", anchor="end"))
     parts.append(svg.text(svg.LEFT, top - 8, title, css="title"))
-    x = float(svg.WIDTH - svg.RIGHT)
-    for one in reversed(series):
-        x -= 7.2 * len(one.label) + 26
+    # After the title: marks crowd at the right end more often than at the left.
+    x = svg.LEFT + 8.0 * len(title) + 24
+    for one in series:
         parts.append(svg.rect(x, top - 16, 12, 8, fill=one.colour))
         parts.append(svg.text(x + 16, top - 8, one.label))
+        x += 7.2 * len(one.label) + 32
     for one in series:
         for run in _runs(one.points):
             points = [(svg.x_of(at, seconds), y_of(value)) for at, value in run]

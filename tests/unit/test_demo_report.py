@@ -69,6 +69,8 @@ def test_a_bad_run_is_reported_as_bad(tmp_path: Path) -> None:
     assert data["passed"] is False
     assert data["answers_wrong_version"] == 1
     assert "a check failed" in page
+    assert '<li class="no">No answer by a wrong version' in page
+    assert page.count('<li class="no">') == 1
     assert "names v-2, answered by v-1" in page
 
 

@@ -58,7 +58,9 @@ class Board:
 
     def say(self, message: str) -> None:
         """Prints a line that stays, with the time since the start."""
-        self._console.print(f"[dim]{self._elapsed()}[/]  {message}", highlight=False)
+        # One line each, however narrow the terminal or log is.
+        line = f"[dim]{self._elapsed()}[/]  {message}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def phase(self, name: str) -> None:
         """Names what happens now."""

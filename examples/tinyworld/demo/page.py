@@ -1,5 +1,6 @@
 """The report's page: one HTML file that needs nothing else. Reads nothing but its template."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -76,13 +77,15 @@ def _swap_numbers(facts: DemoFacts) -> dict[int, int]:
 
 
 def _timeline(facts: DemoFacts) -> str:
-    bins = timeline(facts.live, facts.started)
+    # About 300 points, however long it took: more would be noise at this width.
+    bin_s = max(1.0, math.ceil(facts.seconds / 300))
+    bins = timeline(facts.live, facts.started, bin_s=bin_s)
     rate, latency = "Answers per second", "Latency, ms"
     memory = tuple((s.at - facts.started, s.bytes / 1e9) for s in facts.memory)
     series = [
-        _line(rate, "answered", "#2f6fb5", bins, lambda b: float(b.finished), kind="area"),
-        _line(rate, "failed", "#c81e1e", bins, lambda b: float(b.failed)),
-        _line(latency, "p99 of each second", "#d98324", bins, lambda b: _ms(b.p99_s)),
+        _line(rate, "answered", "#2f6fb5", bins, lambda b: b.finished / bin_s, kind="area"),
+        _line(rate, "failed", "#c81e1e", bins, lambda b: b.failed / bin_s),
+        _line(latency, f"p99 of each {bin_s:g} s", "#d98324", bins, lambda b: _ms(b.p99_s)),
         _line(latency, "p50", "#2f6fb5", bins, lambda b: _ms(b.p50_s)),
         Series(
             panel=f"Right answers, % of each {ACCURACY_BIN_S:g} s",
@@ -116,7 +119,8 @@ def _line(
     *,
     kind: Literal["line", "area"] = "line",
 ) -> Series:
-    points = tuple((one.start_s + 0.5, value(one)) for one in bins)
+    middle = (bins[1].start_s - bins[0].start_s) / 2 if len(bins) > 1 else 0.5
+    points = tuple((one.start_s + middle, value(one)) for one in bins)
     return Series(panel=panel, label=label, colour=colour, points=points, kind=kind)
 
 
