@@ -11,7 +11,7 @@ PACKAGE_ROOTS = {"serving": "serving", "transfer": "transfer", "kernels": "kerne
 TOP_LEVEL = {
     *("serving", "transfer", "kernels", "protos", "benchmarks", "tests"),
     *("examples", "deploy", "docs", "requirements"),
-    *("pyproject.toml", "Makefile", "README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md"),
+    *("pyproject.toml", "setup.py", "Makefile", "README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md"),
     *("CHANGELOG.md", "SECURITY.md", "buf.yaml"),
 }
 MAX_FILE_LINES = {"tests": 500}

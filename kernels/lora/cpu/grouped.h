@@ -1,0 +1,59 @@
+// The C ABI of the grouped LoRA kernel: raw pointers only, so one build fits every torch version.
+#ifndef LOREBASE_GROUPED_H
+#define LOREBASE_GROUPED_H
+#include <stdint.h>
+
+#define LB_API __attribute__((visibility("default")))
+
+extern "C" {
+
+enum LbDtype { LB_FP32 = 0, LB_BF16 = 1, LB_FP16 = 2 };
+enum LbIsa { LB_PORTABLE = 0, LB_AVX2 = 1, LB_AVX512 = 2 };
+
+// One layer's tables (see pool.py). Offsets count elements from `pool`.
+struct LbLayer {
+  const void* pool;
+  const int64_t* a_offsets;     // [slots, slices]
+  const int64_t* b_offsets;     // [slots, slices]
+  const int32_t* ranks;         // [slots, slices]
+  const int32_t* slice_starts;  // [slices + 1]
+  int64_t in_features;
+  int32_t slices;
+  int32_t dtype;
+};
+
+// One step's plan (see metadata.py).
+struct LbStep {
+  const int32_t* counts;  // [4]: tiles, ...
+  const int32_t* tiles;   // [tiles, 3]: slot, first, length
+  const int32_t* order;   // token rows by slot
+};
+
+// y[t, slice s] += B_s (A_s x_t) for every token in the plan's tiles, in place.
+// x and y have the pool's dtype, unit stride along features, row strides in elements.
+// Returns 0, or -1 for an instruction set that this machine lacks, -2 when out of memory.
+LB_API int lb_linear(const LbLayer* layer, const LbStep* step, const void* x, int64_t x_stride,
+                     void* y, int64_t y_stride, int threads, int isa);
+
+LB_API int lb_best_isa(void);        // the widest LbIsa that machine and build have
+LB_API int lb_shares_threads(void);  // 1 if the process has an OpenMP runtime to borrow
+
+}  // extern "C"
+
+// One tile, on one thread; a copy per instruction set. `h` holds max_rank floats per token.
+struct LbTile {
+  const LbLayer* layer;
+  const char* x;
+  char* y;
+  int64_t x_stride, y_stride;
+  const int32_t* rows;
+  int32_t slot, length;
+  float* h;
+};
+using LbTileKernel = void (*)(const LbTile&);
+void lb_tile_portable(const LbTile&);
+#if defined(__x86_64__)
+void lb_tile_avx2(const LbTile&);
+void lb_tile_avx512(const LbTile&);
+#endif
+#endif

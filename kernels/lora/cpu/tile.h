@@ -1,0 +1,205 @@
+// The tile kernel over an instruction set `Isa`. Included once by each isa_*.cpp, which is
+// compiled for that set, so everything here has internal linkage: a function that the linker
+// merged across those files could reach a machine that lacks its instructions. For the same
+// reason no standard library header is allowed here.
+//
+//   shrink   h[t, j] = sum_k x[t, k] A[j, k]            K in vectors, one order for every token
+//   expand   y[t, n] += sum_j h[t, j] B[j, n]           j ascending, fp32, one rounding into y
+//
+// A token's sums never depend on which tokens share its tile: a mixed batch gives bit for bit
+// what the same request gives alone.
+#include <string.h>
+
+#include "grouped.h"
+
+namespace {
+
+struct Bf16 { uint16_t bits; };
+struct Fp16 { uint16_t bits; };
+
+constexpr int kTokens = 4;   // tokens that share each loaded weight
+constexpr int kRanks = 3;    // rows of A at a time: 4 x 3 sums, 4 x, 1 A fill 16 registers
+constexpr int kPackFrom = 8; // tokens from which a column block of B is worth packing
+constexpr int kPackRank = 64;
+constexpr int kMaxTile = 64;
+
+template <class T>
+inline Isa::Vec load_part(const T* p, int64_t n) {
+  T whole[Isa::kWidth];
+  memset(whole, 0, sizeof whole);
+  memcpy(whole, p, n * sizeof(T));
+  return Isa::load(whole);
+}
+
+template <class T>
+inline void add_part(T* p, Isa::Vec v, int64_t n) {
+  T whole[Isa::kWidth];
+  Isa::store(whole, Isa::add(load_part(p, n), v));
+  memcpy(p, whole, n * sizeof(T));
+}
+
+template <class T, int MT, int RT>
+inline void shrink_block(const T* const* x, const T* a, int64_t K, float* h, int64_t ldh) {
+  Isa::Vec sum[MT][RT];
+  for (int i = 0; i < MT; i++)
+    for (int j = 0; j < RT; j++) sum[i][j] = Isa::zero();
+  int64_t k = 0;
+  for (; k + Isa::kWidth <= K; k += Isa::kWidth) {
+    Isa::Vec xv[MT];
+    for (int i = 0; i < MT; i++) xv[i] = Isa::load(x[i] + k);
+    for (int j = 0; j < RT; j++) {
+      const Isa::Vec av = Isa::load(a + j * K + k);
+      for (int i = 0; i < MT; i++) sum[i][j] = Isa::fma(xv[i], av, sum[i][j]);
+    }
+  }
+  if (k < K) {
+    for (int j = 0; j < RT; j++) {
+      const Isa::Vec av = load_part(a + j * K + k, K - k);
+      for (int i = 0; i < MT; i++)
+        sum[i][j] = Isa::fma(load_part(x[i] + k, K - k), av, sum[i][j]);
+    }
+  }
+  for (int i = 0; i < MT; i++)
+    for (int j = 0; j < RT; j++) h[i * ldh + j] = Isa::sum(sum[i][j]);
+}
+
+template <class T, int MT>
+inline void shrink(const T* const* x, const T* a, int64_t K, int64_t rank, float* h) {
+  int64_t j = 0;
+  for (; j + kRanks <= rank; j += kRanks) shrink_block<T, MT, kRanks>(x, a + j * K, K, h + j, rank);
+  for (; j < rank; j++) shrink_block<T, MT, 1>(x, a + j * K, K, h + j, rank);
+}
+
+// Columns [0, NV vectors) of y; b is row-major with row stride ldb, of y's type or packed floats.
+template <class T, class TB, int MT, int NV>
+inline void expand_block(T* const* y, const float* h, const TB* b, int64_t ldb, int64_t rank,
+                         int64_t n) {
+  Isa::Vec sum[MT][NV];
+  for (int i = 0; i < MT; i++)
+    for (int v = 0; v < NV; v++) sum[i][v] = Isa::zero();
+  for (int64_t j = 0; j < rank; j++) {
+    Isa::Vec bv[NV];
+    for (int v = 0; v < NV; v++) bv[v] = Isa::load(b + j * ldb + v * Isa::kWidth);
+    for (int i = 0; i < MT; i++) {
+      const Isa::Vec hv = Isa::set1(h[i * rank + j]);
+      for (int v = 0; v < NV; v++) sum[i][v] = Isa::fma(hv, bv[v], sum[i][v]);
+    }
+  }
+  for (int i = 0; i < MT; i++)
+    for (int v = 0; v < NV; v++) {
+      T* p = y[i] + n + v * Isa::kWidth;
+      Isa::store(p, Isa::add(Isa::load(p), sum[i][v]));
+    }
+}
+
+template <class T, int MT>
+inline void expand_tail(T* const* y, const float* h, const T* b, int64_t N, int64_t rank,
+                        int64_t n) {
+  Isa::Vec sum[MT];
+  for (int i = 0; i < MT; i++) sum[i] = Isa::zero();
+  for (int64_t j = 0; j < rank; j++) {
+    const Isa::Vec bv = load_part(b + j * N + n, N - n);
+    for (int i = 0; i < MT; i++) sum[i] = Isa::fma(Isa::set1(h[i * rank + j]), bv, sum[i]);
+  }
+  for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], N - n);
+}
+
+template <class T, int MT>
+inline void expand(T* const* y, const float* h, const T* b, int64_t N, int64_t rank, int64_t n) {
+  // Fewer tokens leave registers for more columns: longer runs of each row of B.
+  constexpr int NV = MT == 1 ? 8 : MT == 2 ? 4 : 3;
+  for (; n + NV * Isa::kWidth <= N; n += NV * Isa::kWidth)
+    expand_block<T, T, MT, NV>(y, h, b + n, N, rank, n);
+  for (; n + Isa::kWidth <= N; n += Isa::kWidth)
+    expand_block<T, T, MT, 1>(y, h, b + n, N, rank, n);
+  if (n < N) expand_tail<T, MT>(y, h, b, N, rank, n);
+}
+
+// Columns [0, returned) for all tokens of a tile, each block of B copied once to where its rows
+// are neighbours: rows of the pool lie N apart, which for round N all fall into one cache set.
+template <class T>
+inline int64_t expand_packed(T* const* y, const float* h, const T* b, int64_t N, int64_t rank,
+                             int length) {
+  constexpr int kColumns = 3 * Isa::kWidth;
+  alignas(64) float packed[kPackRank * kColumns];
+  int64_t n = 0;
+  for (; n + kColumns <= N; n += kColumns) {
+    for (int64_t j = 0; j < rank; j++)
+      for (int v = 0; v < 3; v++)
+        Isa::store(packed + j * kColumns + v * Isa::kWidth,
+                   Isa::load(b + j * N + n + v * Isa::kWidth));
+    int t = 0;
+    for (; t + kTokens <= length; t += kTokens)
+      expand_block<T, float, kTokens, 3>(y + t, h + t * rank, packed, kColumns, rank, n);
+    for (; t < length; t++)
+      expand_block<T, float, 1, 3>(y + t, h + t * rank, packed, kColumns, rank, n);
+  }
+  return n;
+}
+
+template <class T, int MT>
+inline void rows_of(const LbTile& tile, int first, const T** x, T** y, int64_t column) {
+  for (int i = 0; i < MT; i++) {
+    const int64_t row = tile.rows[first + i];
+    x[i] = reinterpret_cast<const T*>(tile.x) + row * tile.x_stride;
+    y[i] = reinterpret_cast<T*>(tile.y) + row * tile.y_stride + column;
+  }
+}
+
+template <class T, int MT>
+inline void some_tokens(const LbTile& tile, int first, const T* a, const T* b, int64_t K,
+                        int64_t N, int64_t rank, int64_t column, int64_t done, bool shrinks) {
+  const T* x[MT];
+  T* y[MT];
+  rows_of<T, MT>(tile, first, x, y, column);
+  float* h = tile.h + first * rank;
+  if (shrinks) shrink<T, MT>(x, a, K, rank, h);
+  else expand<T, MT>(y, h, b, N, rank, done);
+}
+
+template <class T>
+inline void all_tokens(const LbTile& tile, const T* a, const T* b, int64_t K, int64_t N,
+                       int64_t rank, int64_t column, int64_t done, bool shrinks) {
+  int t = 0;
+  for (; t + kTokens <= tile.length; t += kTokens)
+    some_tokens<T, kTokens>(tile, t, a, b, K, N, rank, column, done, shrinks);
+  switch (tile.length - t) {
+    case 3: some_tokens<T, 3>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 2: some_tokens<T, 2>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 1: some_tokens<T, 1>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    default: break;
+  }
+}
+
+template <class T>
+inline void tile_of(const LbTile& tile) {
+  const LbLayer& layer = *tile.layer;
+  const T* pool = static_cast<const T*>(layer.pool);
+  for (int s = 0; s < layer.slices; s++) {
+    const int64_t entry = static_cast<int64_t>(tile.slot) * layer.slices + s;
+    const int64_t rank = layer.ranks[entry], K = layer.in_features;
+    if (rank == 0) continue;
+    const int64_t column = layer.slice_starts[s], N = layer.slice_starts[s + 1] - column;
+    const T* a = pool + layer.a_offsets[entry];
+    const T* b = pool + layer.b_offsets[entry];
+    all_tokens(tile, a, b, K, N, rank, column, 0, true);
+    int64_t done = 0;
+    if (tile.length >= kPackFrom && rank <= kPackRank) {
+      T* y[kMaxTile];
+      for (int t = 0; t < tile.length && t < kMaxTile; t++)
+        y[t] = reinterpret_cast<T*>(tile.y) + tile.rows[t] * tile.y_stride + column;
+      if (tile.length <= kMaxTile) done = expand_packed(y, tile.h, b, N, rank, tile.length);
+    }
+    all_tokens(tile, a, b, K, N, rank, column, done, false);
+  }
+}
+
+inline void run_tile(const LbTile& tile) {
+  switch (tile.layer->dtype) {
+    case LB_BF16: tile_of<Bf16>(tile); break;
+    case LB_FP16: tile_of<Fp16>(tile); break;
+    default: tile_of<float>(tile); break;
+  }
+}
+
+}  // namespace
