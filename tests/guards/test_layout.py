@@ -11,8 +11,8 @@ PACKAGE_ROOTS = {"serving": "serving", "transfer": "transfer", "kernels": "kerne
 TOP_LEVEL = {
     *("serving", "transfer", "kernels", "protos", "benchmarks", "tests"),
     *("examples", "deploy", "docs", "requirements"),
-    *("pyproject.toml", "setup.py", "Makefile", "README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md"),
-    *("CHANGELOG.md", "SECURITY.md", "buf.yaml"),
+    *("pyproject.toml", "setup.py", "Makefile", "buf.yaml", "LICENSE", "NOTICE"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 MAX_FILE_LINES = {"tests": 500}
 MAX_FUNCTION_LINES = {"tests": 80}
