@@ -50,7 +50,7 @@ bench: setup ## Run one benchmark suite: make bench SUITE=swap [QUICK=1].
 
 .PHONY: test
 test: setup ## All tests, cheap ones first.
-	$(BIN)/python -m pytest -q --session-timeout=1200 $(PYTEST_ARGS) \
+	$(BIN)/python -m pytest -q --session-timeout=3600 $(PYTEST_ARGS) \
 	  tests/guards tests/unit tests/integration tests/e2e
 
 .PHONY: unit

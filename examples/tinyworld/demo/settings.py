@@ -13,10 +13,11 @@ WORLD = ROOT / "examples" / "tinyworld"
 class Limits:
     """Seconds that each part may take before the demo gives up."""
 
-    start_s: float = 240.0
-    """From `lorebase serve` to a healthy gateway; engines load in about 30 s."""
+    start_s: float = 600.0
+    """From `lorebase serve` to a healthy gateway. Engines load in about 30 s on idle cores; on a
+    machine that is busy with other things it has taken five minutes."""
     register_s: float = 120.0
-    engine_s: float = 240.0
+    engine_s: float = 600.0
     """Until the next base's engine runs."""
     upgrade_s: float = 1500.0
     """Until the last migration has ended: far above the ~10 minutes that it takes."""
