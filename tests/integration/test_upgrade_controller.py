@@ -268,6 +268,36 @@ async def test_a_base_that_writes_rubbish_starves_the_migration(make_world: Make
     assert world.route("a/one") == "old"
 
 
+async def test_inputs_that_pass_a_strict_filter_add_up_over_the_attempts(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(min_training_inputs=12)
+    world.add_adapter("a/entrusted", entrusted=True)
+    world.models.pass_every = 20
+    world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    migration = world.migrations()[0]
+    assert (migration.state, migration.attempt) == ("promoted", 2)
+    ended = {e.data["attempt"]: e.data for e in world.events() if e.data.get("stage") == "filter"}
+    assert "inputs passed" in ended[1]["summary"]["starved"], "people see why it was not enough"
+    kept = world.store.get_json(migration.artifacts["filter"])["kept"]
+    assert 12 <= len(set(kept)) == len(kept)
+
+
+async def test_label_free_evidence_of_a_collapsed_filter_is_not_trusted(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/blind", min_training_inputs=2)
+    world.models.pass_every = 50
+    world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    migration = world.migrations()[0]
+    assert migration.state == "rejected"
+    assert "does not carry over" in str(migration.error)
+
+
 async def test_an_adapter_without_a_kit_is_rejected_with_the_reason(make_world: MakeWorld) -> None:
     world = make_world("a/one")
     world.add_adapter("a/legacy", kit=False)

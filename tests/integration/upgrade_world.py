@@ -181,6 +181,7 @@ class FakeModels:
         self.calls: list[tuple[ModelSpec, int]] = []
         self.fail_next = 0
         self.garbage = False
+        self.pass_every = 1
 
     async def complete(
         self, model: ModelSpec, prompts: Sequence[str], sampling: Sampling
@@ -191,8 +192,15 @@ class FakeModels:
             self.fail_next -= 1
             raise UnavailableError("engine restarting")
         if sampling.choices:
-            one = Completion(choice_logprobs=(-0.1, -2.4), finish_reason="length")
-            return [one for _ in prompts]
+            real, fake = (-0.1, -2.4), (-2.4, -0.1)
+            numbers = [int("".join(c for c in p if c.isdigit())) for p in prompts]
+            return [
+                Completion(
+                    choice_logprobs=fake if number % self.pass_every else real,
+                    finish_reason="length",
+                )
+                for number in numbers
+            ]
         if sampling.temperature > 0:
             assert sampling.seed is not None
             numbers = range(sampling.seed, sampling.seed + len(prompts))

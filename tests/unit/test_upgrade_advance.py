@@ -12,6 +12,7 @@ from lorebase.serving.catalog.records import Migration
 from lorebase.serving.errors import FailedPreconditionError
 from lorebase.transfer.upgrade.advance import (
     CARRIED,
+    CARRIED_INPUTS,
     OPERATOR,
     Effect,
     Happened,
@@ -133,6 +134,20 @@ def test_a_starved_stage_tries_again_without_artifacts_to_carry() -> None:
     assert (record.state, record.error) == (S.RETRYING, "too few")
     record, _ = go(record, Happened(event=E.STARTED, at=1.0))
     assert (record.state, record.attempt, dict(record.artifacts)) == (S.SYNTHESIZING, 2, {})
+
+
+def test_filtered_inputs_outlive_an_attempt_that_starved_before_labels() -> None:
+    record = sample_migration(state="filtering", artifacts={"synthesize": "sha256:1"})
+    starved = outcome(run_of(record), E.STARVED, artifact="sha256:kept", reason="too few")
+    record, _ = go(record, starved)
+    record, _ = go(record, Happened(event=E.STARTED, at=1.0))
+    assert dict(record.artifacts) == {CARRIED_INPUTS: "sha256:kept"}
+    # Once they are labelled, the labels are all that is needed.
+    record = replace(
+        record, state=S.RETRYING.value, artifacts={**record.artifacts, "label": "sha256:l"}
+    )
+    record, _ = go(record, Happened(event=E.STARTED, at=1.0))
+    assert dict(record.artifacts) == {CARRIED: "sha256:l"}
 
 
 def test_an_outcome_of_another_stage_or_attempt_is_stale() -> None:

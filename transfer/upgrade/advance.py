@@ -26,6 +26,9 @@ from .states import (
 CARRIED = "carried"
 """Key in `Migration.artifacts`: labelled examples of the former attempt, reused by this one."""
 
+CARRIED_INPUTS = "carried_inputs"
+"""Key in `Migration.artifacts`: filtered inputs of a former attempt that came to no labels."""
+
 OPERATOR = "operator_promote"
 """Key in `Migration.decision`: an operator overruled the gate."""
 
@@ -184,8 +187,7 @@ def _changes(record: Migration, happened: Happened, target: MigrationState) -> d
     if happened.stage is not None and happened.artifact is not None:
         artifacts[happened.stage] = happened.artifact
     if event is _E.STARTED and target is _S.SYNTHESIZING and record.state == _S.RETRYING:
-        label = artifacts.get("label", artifacts.get(CARRIED))
-        artifacts = {CARRIED: label} if label else {}
+        artifacts = _carried_over(artifacts)
         changes["attempt"] = record.attempt + 1
     if event is _E.OPERATOR_PROMOTE:
         # The engines may have dropped the version since: warm it again.
@@ -203,6 +205,17 @@ def _changes(record: Migration, happened: Happened, target: MigrationState) -> d
         changes["error"] = None
     changes["artifacts"] = artifacts
     return changes
+
+
+def _carried_over(artifacts: Mapping[str, str]) -> dict[str, str]:
+    """What a further attempt starts with: work that the former one did is not thrown away."""
+    labels = artifacts.get("label", artifacts.get(CARRIED))
+    # Labels hold all inputs that were filtered until then.
+    inputs = (
+        None if "label" in artifacts else artifacts.get("filter", artifacts.get(CARRIED_INPUTS))
+    )
+    carried = {CARRIED: labels, CARRIED_INPUTS: inputs}
+    return {name: digest for name, digest in carried.items() if digest is not None}
 
 
 def _effects(record: Migration, event: MigrationEvent) -> tuple[Effect, ...]:

@@ -1,4 +1,4 @@
-"""What a further attempt takes over from the one before: its labelled examples."""
+"""What a further attempt takes over from the one before: filtered inputs, labelled examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from lorebase.serving.artifacts import ArtifactStore
 from lorebase.serving.catalog.records import Migration
 from lorebase.transfer.ports import Example
 
-from .advance import CARRIED
+from .advance import CARRIED, CARRIED_INPUTS
 
 
 def former_labels(migration: Migration, store: ArtifactStore) -> dict[str, Any] | None:
@@ -27,6 +27,12 @@ def carried_examples(migration: Migration, store: ArtifactStore) -> list[Example
     if former is None:
         return []
     return [Example(**item) for item in (*former["training"], *former["held_out"])]
+
+
+def carried_inputs(migration: Migration, store: ArtifactStore) -> list[str]:
+    """Returns the filtered inputs of earlier attempts that starved before they were labelled."""
+    digest = migration.artifacts.get(CARRIED_INPUTS)
+    return [] if digest is None else list(store.get_json(digest)["kept"])
 
 
 def merge_examples(former: Sequence[Example], new: Sequence[Example]) -> list[Example]:

@@ -142,16 +142,12 @@ class Migrator:
             try:
                 result = await STAGE_FUNCTIONS[run.stage](context)
             except StarvedError as starved:
-                self._apply(
-                    Happened(
-                        event=MigrationEvent.STARVED,
-                        at=deps.clock(),
-                        stage=run.stage,
-                        attempt=run.attempt,
-                        reason=f"{run.stage}: {starved}",
-                    )
+                result = StageResult(
+                    artifact=starved.artifact,
+                    event=MigrationEvent.STARVED,
+                    summary={"starved": str(starved)},
+                    reason=f"{run.stage}: {starved}",
                 )
-                return
         self._finish_stage(run, result, deps.clock() - began)
 
     def _context(self, migration: Migration, run: RunStage, lease: Any) -> StageContext:

@@ -26,7 +26,7 @@ from lorebase.transfer.synthesis import (
 )
 
 from .advance import RunStage
-from .carry import carried_examples, former_labels, merge_examples
+from .carry import carried_examples, carried_inputs, former_labels, merge_examples
 from .keys import seed_of
 from .lora_shape import lora_shape
 from .ports import Clock, Cluster, DistillJob, WorkerPool
@@ -35,7 +35,15 @@ from .states import MigrationEvent
 
 
 class StarvedError(Exception):
-    """Too few usable samples; another attempt draws more. The message says where they went."""
+    """Too few usable samples; another attempt draws more. The message says where they went.
+
+    Attributes:
+        artifact: digest of what there is, for the next attempt to go on from.
+    """
+
+    def __init__(self, message: str, artifact: str | None = None) -> None:
+        super().__init__(message)
+        self.artifact = artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +108,8 @@ class StageContext:
 class StageResult:
     """What a stage made."""
 
-    artifact: str
-    """Digest."""
+    artifact: str | None
+    """Digest; None if nothing came of it."""
     event: MigrationEvent = MigrationEvent.FINISHED
     summary: dict[str, Any] = field(default_factory=dict)
     """Counts and figures for people, JSON."""
@@ -178,11 +186,12 @@ async def run_filter(context: StageContext) -> StageResult:
         inputs,
         checkpoint=context.checkpoint,
     )
-    if result.stats["collapsed"] or not result.kept:
-        raise StarvedError(str(result.stats["reason"]))
-    digest = context.store.put_json(
-        {"kept": result.kept, "scores": result.scores, "stats": result.stats}
-    )
+    kept = list(dict.fromkeys((*carried_inputs(context.migration, context.store), *result.kept)))
+    digest = context.store.put_json({"kept": kept, "scores": result.scores, "stats": result.stats})
+    # A collapsed filter may pick odd inputs. True answers would show that, labels would not.
+    blind = result.stats["collapsed"] and context.adapter.evaluation_digest is None
+    if blind or len(kept) < context.settings.min_training_inputs:
+        raise StarvedError(str(result.stats["reason"]), digest)
     return StageResult(artifact=digest, summary=result.stats)
 
 
