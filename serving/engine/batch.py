@@ -39,7 +39,11 @@ async def complete_many(
         async with asyncio.TaskGroup() as group:
             for _ in itertools.repeat(None, min(concurrency, len(requests))):
                 group.create_task(worker())
-    except* EngineDeadError as dead:
+    except BaseExceptionGroup as errors:
+        # Not `except*`: what it raises comes wrapped in a group on some versions of Python 3.11.
+        dead = errors.subgroup(EngineDeadError)
+        if dead is None:
+            raise
         raise dead.exceptions[0] from None
     return cast(list[Completion], results)
 
