@@ -100,6 +100,8 @@ class ServingSection(Section):
     """Requests that one gateway has at the engines at a time."""
     max_queue: int = Field(default=1024, ge=0)
     """Requests that one gateway lets wait; the next one gets RESOURCE_EXHAUSTED."""
+    max_request_s: float = Field(default=600.0, gt=0, le=86_400)
+    """Bound of one request, queue included, also where the client sets no deadline."""
     drain_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that requests in flight get to finish when a gateway stops."""
     resume_attempts: int = Field(default=30, ge=0, le=100)

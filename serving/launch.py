@@ -75,6 +75,9 @@ class Cluster:
 def up(settings: Settings) -> Cluster:
     """Starts an instance and returns when it answers requests.
 
+    Call it on a thread that lives as long as the instance: Linux kills Ray's processes when the
+    thread that started them ends (PR_SET_PDEATHSIG).
+
     Raises:
         FailedPreconditionError: another instance uses the state directory, a port is taken, or
             a base's id now stands for other weights.

@@ -25,7 +25,7 @@ class Call:
     messages: tuple[Message, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     timeout_s: float | None = None
-    """Seconds from arrival; None means none."""
+    """Seconds from arrival; None means the server's own bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class Core:
         metrics: GatewayMetrics,
         clock: Callable[[], float],
         rng: random.Random,
+        max_request_s: float,
     ) -> None:
         self._table = table
         self._engines = engines
@@ -41,6 +42,7 @@ class Core:
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
+        self._max_request_s = max_request_s
 
     def table(self) -> RouteTable:
         """Returns the present route table.
@@ -93,7 +95,8 @@ class Core:
             UnavailableError: draining, or no engine could be reached.
         """
         book = _Book(metrics=self._metrics, clock=self._clock, arrived=self._clock())
-        deadline = None if call.timeout_s is None else book.arrived + call.timeout_s
+        timeout_s = self._max_request_s if call.timeout_s is None else call.timeout_s
+        deadline = book.arrived + min(timeout_s, self._max_request_s)
         code = "OK"
         finished = False
         try:
@@ -121,8 +124,8 @@ class Core:
         finally:
             book.ended(code)
 
-    async def _admit(self, held: AsyncExitStack, deadline: float | None) -> None:
-        left = None if deadline is None else max(0.0, deadline - self._clock())
+    async def _admit(self, held: AsyncExitStack, deadline: float) -> None:
+        left = max(0.0, deadline - self._clock())
         self._metrics.queue_depth.inc()
         try:
             async with asyncio.timeout(left):

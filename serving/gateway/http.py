@@ -4,17 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ..config_sections import LimitsSection
-from ..errors import InvalidArgumentError, NotFoundError, status_of
+from ..errors import NotFoundError, status_of
 from .calls import Answer, Call, Piece
 from .convert import models_of
 from .core import Core
 from .errors import http_headers, openai_body
+from .http_io import ClientGoneError, body_of, until_gone
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .openai_schema import (
     ChatRequest,
@@ -24,8 +25,6 @@ from .openai_schema import (
     served_body,
     usage_body,
 )
-
-_Result = TypeVar("_Result")
 
 CLIENT_CLOSED = 499
 """Nobody sees it: the client has gone. It keeps such requests apart in access logs."""
@@ -122,7 +121,7 @@ class OpenAiHttp:
         ]
 
     async def _completions(self, request: Request) -> Response:
-        body = parse(CompletionRequest, await _body_of(request, self._limits))
+        body = parse(CompletionRequest, await body_of(request, self._limits))
         calls = body.calls(self._limits, self._request_id(request))
         frame = self._frame(f"cmpl-{calls[0].request_id}", "text_completion", body.model)
         if body.stream:
@@ -131,7 +130,7 @@ class OpenAiHttp:
                 return {"index": 0, "text": piece.text, "logprobs": None}
 
             return await self._stream(calls[0], frame, choice, body.include_usage)
-        answers = await _until_gone(request, _all(self._core, calls))
+        answers = await until_gone(request, _all(self._core, calls))
         choices = [
             {
                 "index": index,
@@ -144,7 +143,7 @@ class OpenAiHttp:
         return self._whole(calls[0], frame, choices, answers)
 
     async def _chat(self, request: Request) -> Response:
-        body = parse(ChatRequest, await _body_of(request, self._limits))
+        body = parse(ChatRequest, await body_of(request, self._limits))
         call = body.call(self._limits, self._request_id(request))
         name = f"chatcmpl-{call.request_id}"
         if body.stream:
@@ -154,7 +153,7 @@ class OpenAiHttp:
 
             frame = self._frame(name, "chat.completion.chunk", body.model)
             return await self._stream(call, frame, choice, body.include_usage)
-        answers = await _until_gone(request, _all(self._core, [call]))
+        answers = await until_gone(request, _all(self._core, [call]))
         message = {"role": "assistant", "content": answers[0].text, "refusal": None}
         choices = [
             {
@@ -245,48 +244,11 @@ def _event(message: dict[str, Any]) -> str:
     return f"data: {json.dumps(message, ensure_ascii=False)}\n\n"
 
 
-async def _body_of(request: Request, limits: LimitsSection) -> bytes:
-    # Four bytes a character at most, and JSON's escapes; the prompt itself is checked later.
-    most = 16 * limits.max_prompt_chars + (1 << 20)
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise InvalidArgumentError(f"the request body is larger than {most} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _until_gone(request: Request, work: Awaitable[_Result]) -> _Result:
-    """Awaits work, but cancels it when the client disconnects."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientGoneError
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _ClientGoneError(Exception):
-    """The client closed the connection before the answer."""
-
-
 def _error_response(error: BaseException) -> Response:
     if isinstance(error, BaseExceptionGroup):
         # One of several prompts failed, which cancelled the others.
         return _error_response(error.exceptions[0])
-    if isinstance(error, _ClientGoneError):
+    if isinstance(error, ClientGoneError):
         return Response(status_code=CLIENT_CLOSED)
     return JSONResponse(
         openai_body(error),

@@ -41,14 +41,14 @@ class ResumingEngines:
         self._attempts = attempts
 
     async def stream(
-        self, request: GenerationRequest, target: Target, deadline: float | None
+        self, request: GenerationRequest, target: Target, deadline: float
     ) -> AsyncGenerator[Chunk, None]:
         """Yields the answer's chunks as if one engine had made them.
 
         Args:
             request: for the engine of `target`.
             target: what the request was resolved to.
-            deadline: on the injected clock, or None.
+            deadline: on the injected clock.
 
         Raises:
             DeadlineExceededError: the deadline passed; the engine's request is aborted.
@@ -95,7 +95,7 @@ class ResumingEngines:
         return continuation(request, tuple(token_ids), "".join(texts), codec)
 
     async def _attempt(
-        self, request: GenerationRequest, target: Target, deadline: float | None
+        self, request: GenerationRequest, target: Target, deadline: float
     ) -> AsyncGenerator[Chunk, None]:
         # The engine's id is fresh each time: clients may reuse theirs, and an engine may still
         # hold the one of the last attempt.
@@ -120,15 +120,15 @@ class ResumingEngines:
                     )
                 yield chunk
 
-    async def _pause(self, died: int, deadline: float | None) -> None:
+    async def _pause(self, died: int, deadline: float) -> None:
         pause = min(PAUSE_MAX_S, PAUSE_STEP_S * died)
         left = self._left(deadline)
-        if left is not None and left <= pause:
+        if left <= pause:
             raise _too_late()
         await asyncio.sleep(pause)
 
-    def _left(self, deadline: float | None) -> float | None:
-        return None if deadline is None else max(0.0, deadline - self._clock())
+    def _left(self, deadline: float) -> float:
+        return max(0.0, deadline - self._clock())
 
 
 def _too_late() -> DeadlineExceededError:

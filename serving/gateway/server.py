@@ -126,6 +126,7 @@ class GatewayServer:
             metrics=self._metrics,
             clock=time.monotonic,
             rng=random.Random(),
+            max_request_s=self._settings.serving.max_request_s,
         )
 
     def _table(self) -> RouteTable | None:

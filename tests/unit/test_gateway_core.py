@@ -33,6 +33,7 @@ class Bench:
     max_concurrency: int = 4
     max_queue: int = 4
     attempts: int = 3
+    max_request_s: float = 60.0
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
 
     def core(self) -> Core:
@@ -56,6 +57,7 @@ class Bench:
             metrics=self.metrics,
             clock=clock,
             rng=random.Random(0),
+            max_request_s=self.max_request_s,
         )
 
     def metric(self, name: str, **labels: str) -> float:
@@ -162,6 +164,19 @@ async def test_deadline_aborts_at_the_engine_and_frees_the_slot() -> None:
         await bench.core().answer(call(timeout_s=0.02))
     assert (bench.engines.running, bench.engines.aborted) == (0, 1)
     assert bench.admission.running == 0
+
+
+async def test_request_without_deadline_is_bounded_by_the_server() -> None:
+    async def gate() -> None:
+        await asyncio.sleep(3600)
+
+    engines = SpellingEngines(gate=gate)  # type: ignore[arg-type]
+    for timeout_s in (None, 3600.0):
+        with pytest.raises(DeadlineExceededError):
+            await (
+                Bench(engines=engines, max_request_s=0.02).core().answer(call(timeout_s=timeout_s))
+            )
+    assert engines.running == 0
 
 
 async def test_deadline_holds_in_the_queue_too() -> None:
