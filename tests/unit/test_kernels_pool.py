@@ -76,7 +76,9 @@ def test_a_full_pool_says_what_is_missing_and_holds_no_half_adapter() -> None:
     layer = pool.add_layer(K, SLICES)
     pool.put(layer, 0, _weights((2, 2)))
     pool.put(layer, 1, _weights((1, 1)))
-    with pytest.raises(PoolFullError, match=r"needed 2176 bytes, free 768, largest hole 768; evict") as caught:
+    with pytest.raises(
+        PoolFullError, match=r"needed 2176 bytes, free 768, largest hole 768; evict"
+    ) as caught:
         pool.put(layer, 1, _weights((30, 20)))
     assert caught.value.needed_bytes == pool.block_bytes(layer, (30, 20)) == 2176
     assert caught.value.free_bytes == pool.free_bytes >= caught.value.largest_hole_bytes
