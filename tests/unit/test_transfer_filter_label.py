@@ -46,6 +46,20 @@ async def test_a_filter_that_rejects_nearly_all_is_reported_and_nothing_is_put_b
     assert "does not carry over" in result.stats["reason"]
 
 
+async def test_a_low_pass_rate_is_no_collapse_where_few_of_the_sources_inputs_passed_too() -> None:
+    script = Script(lambda _, n: verdict(1.0 if n % 40 == 0 else -9.0))
+    skewed = replace(KIT, fake_pass_rate=0.05)
+    result = await filter_inputs(script, MODEL, skewed, [f"input {n}" for n in range(400)])
+    assert len(result.kept) == 10
+    assert not result.stats["collapsed"]
+
+
+async def test_a_filter_that_keeps_nothing_has_collapsed() -> None:
+    script = Script(lambda _, n: verdict(-9.0))
+    result = await filter_inputs(script, MODEL, replace(KIT, fake_pass_rate=0.0), ["a", "b"])
+    assert (result.kept, result.stats["collapsed"]) == ([], True)
+
+
 async def test_filtering_nothing_gives_nothing() -> None:
     result = await filter_inputs(Script(lambda _, n: verdict(0.0)), MODEL, KIT, [])
     assert (result.kept, result.scores, result.stats["collapsed"]) == ([], [], False)
