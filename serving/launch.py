@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import grpc
+import psutil
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -28,6 +29,7 @@ from .ray_names import GATEWAY_APP, HUB_ACTOR, NAMESPACE
 _log = structlog.get_logger(__name__)
 
 READY_TIMEOUT_S = 60.0
+RAY_START_ATTEMPTS = 3
 RAY_ENV = {
     # Idle workers are 70 MB each, and none of ours can use one: they all have an environment.
     "RAY_enable_worker_prestart": "0",
@@ -162,18 +164,41 @@ def _connect(settings: Settings) -> None:
     import ray
 
     common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
-    if cluster.address == "local":
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=cluster.num_cpus,
-            object_store_memory=cluster.object_store_bytes,
-            _temp_dir=str(ray_temp_dir(cluster.state_dir)),
-            log_to_driver=False,
-            **common,
-        )
-    else:
+    if cluster.address != "local":
         ray.init(address=cluster.address, **common)
+        return
+    _init_local(
+        address="local",
+        include_dashboard=False,
+        num_cpus=cluster.num_cpus,
+        object_store_memory=cluster.object_store_bytes,
+        _temp_dir=str(ray_temp_dir(cluster.state_dir)),
+        log_to_driver=False,
+        **common,
+    )
+
+
+def _init_local(**options: Any) -> None:
+    """Starts Ray, again if its own 30 s for that were not enough on a busy machine."""
+    import ray
+
+    myself = psutil.Process()
+    for attempt in range(1, RAY_START_ATTEMPTS + 1):
+        before = set(myself.children(recursive=True))
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises a bare Exception
+            ray.shutdown()
+            # What of it did start would otherwise run on, unknown to anyone.
+            for child in set(myself.children(recursive=True)) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            _log.warning("ray_did_not_start", attempt=attempt, error=str(error)[:500])
+            if attempt == RAY_START_ATTEMPTS:
+                raise UnavailableError(
+                    f"Ray did not start in {attempt} attempts: {error}; is the machine overloaded?"
+                ) from error
 
 
 def _start_applications(settings: Settings, serving_bases: tuple[str, ...]) -> None:
