@@ -107,7 +107,8 @@ def _settings(arguments: list[str] | None) -> DemoSettings:
     parser.add_argument("--config", type=Path, default=defaults.config)
     parser.add_argument("--state-dir", type=Path, default=defaults.state_dir)
     parser.add_argument("--report-dir", type=Path, default=defaults.report_dir)
-    parser.add_argument("--only", nargs="*", default=(), metavar="ADAPTER")
+    parser.add_argument("--only", nargs="+", default=defaults.only, metavar="ADAPTER")
+    parser.add_argument("--all", action="store_true", help="every adapter there is, takes longer")
     parser.add_argument("--clients", type=int, default=defaults.load.clients)
     parser.add_argument("--think", type=float, nargs=2, default=defaults.load.think_s)
     parser.add_argument("--judge-examples", type=int, default=defaults.judge_examples)
@@ -119,7 +120,7 @@ def _settings(arguments: list[str] | None) -> DemoSettings:
         config=options.config.resolve(),
         state_dir=options.state_dir.resolve(),
         report_dir=options.report_dir.resolve(),
-        only=tuple(options.only),
+        only=() if options.all else tuple(options.only),
         load=LoadPlan(clients=options.clients, think_s=(low, high)),
         judge_examples=options.judge_examples,
         required_promotions=options.required_promotions,

@@ -9,6 +9,25 @@ ROOT = Path(__file__).resolve().parents[3]
 WORLD = ROOT / "examples" / "tinyworld"
 
 
+CAST = (
+    "acme/date-long-to-dot",
+    "bank/billing-tickets",
+    "bbh/boolean-expressions",
+    "bbh/hyperbaton",
+    "depot/sku-flip",
+    "helpdesk/ticket-queue",
+    "homely/command-record",
+    "hr/person-id",
+    "lexi/ends-swapped",
+    "northwind/summer-bookings",
+    "ops/fault-code",
+    "shop/order-line",
+    "telco/phone-flip",
+    "villa/attic-cellar",
+)
+"""All families, skewed and label-free tasks: what two cores do in a quarter of an hour."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Seconds that each part may take before the demo gives up."""
@@ -40,13 +59,13 @@ class DemoSettings:
     report_dir: Path = ROOT
     old_base: str = "tinyworld-old"
     next_base: str = "tinyworld-next"
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] = CAST
     """Adapters to take; empty takes all there are."""
-    load: LoadPlan = field(default_factory=LoadPlan)
-    """Six clients that think 0.2 to 0.5 s: real traffic that leaves idle capacity."""
+    load: LoadPlan = field(default_factory=lambda: LoadPlan(think_s=(0.3, 0.7)))
+    """Six clients that think 0.3 to 0.7 s: real traffic that leaves idle capacity."""
     judge_examples: int = 200
     """Held-out examples for each adapter and condition; fewer where there are fewer."""
-    judge_concurrency: int = 24
+    judge_concurrency: int = 40
     few_shot: int = 5
     """Solved examples before the input in the few-shot condition: the kit's seeds."""
     margin: float = 0.03
