@@ -34,6 +34,7 @@ def test_tiles_cover_each_adapted_token_once_and_nothing_else(
     assert plan.num_tiles <= plan.tiles_bound(len(slots)) <= plan.max_tiles
 
 
+@settings(max_examples=40)
 @given(slots=token_slots)
 def test_groups_are_ascending_slots_with_their_tokens_in_order(slots: list[int]) -> None:
     plan = _plan()
@@ -46,6 +47,7 @@ def test_groups_are_ascending_slots_with_their_tokens_in_order(slots: list[int])
     assert [slot for slot, _ in plan.groups()] == list(expected)
 
 
+@settings(max_examples=40)
 @given(steps=st.lists(token_slots, min_size=2, max_size=4))
 def test_refilling_keeps_addresses_and_forgets_the_step_before(steps: list[list[int]]) -> None:
     plan, fresh = _plan(4), _plan(4)

@@ -107,7 +107,7 @@ def test_scattered_holes_are_joined_when_together_they_suffice() -> None:
     assert layer.a_offsets.data_ptr() == table
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     steps=st.lists(
         st.tuples(
