@@ -14,6 +14,7 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from .coalesce import coalesced
 from .config import Settings
 from .engine.batch import complete_many
 from .engine.factory import create_engine
@@ -47,9 +48,17 @@ class EngineDeployment:
     async def __init__(self, settings: Settings, base_id: str) -> None:  # type: ignore[misc]
         self._engine = await create_engine(settings.engine_settings(base_id))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """See Engine.generate; cancelling the call aborts the request."""
-        async with aclosing(_closable(self._engine.generate(request))) as chunks:
+    async def generate(
+        self, request: GenerationRequest, wait_s: float = 0.0
+    ) -> AsyncGenerator[Chunk, None]:
+        """See Engine.generate; cancelling the call aborts the request.
+
+        Args:
+            request: for the engine.
+            wait_s: least time between two chunks; see coalesce.py.
+        """
+        made = _closable(self._engine.generate(request))
+        async with aclosing(coalesced(made, wait_s) if wait_s > 0 else made) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -102,6 +102,9 @@ class ServingSection(Section):
     """Requests that one gateway lets wait; the next one gets RESOURCE_EXHAUSTED."""
     max_request_s: float = Field(default=600.0, gt=0, le=86_400)
     """Bound of one request, queue included, also where the client sets no deadline."""
+    stream_wait_s: float = Field(default=0.04, ge=0, le=1)
+    """Least time between two messages of a stream: tokens made meanwhile travel together. The
+    first token never waits. A message costs a millisecond of CPU, whatever the model's size."""
     drain_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that requests in flight get to finish when a gateway stops."""
     resume_attempts: int = Field(default=30, ge=0, le=100)

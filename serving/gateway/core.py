@@ -19,6 +19,9 @@ from .metrics import NO_BASE, GatewayMetrics
 from .ports import Tokenizers
 from .resuming import ResumingEngines
 
+WHOLE_ANSWER_WAIT_S = 0.5
+"""Between messages of an answer that goes out as a whole: what an engine's death may cost."""
+
 
 class Core:
     """Generates for clients. One per gateway, on one event loop."""
@@ -34,6 +37,7 @@ class Core:
         clock: Callable[[], float],
         rng: random.Random,
         max_request_s: float,
+        stream_wait_s: float,
     ) -> None:
         self._table = table
         self._engines = engines
@@ -43,6 +47,7 @@ class Core:
         self._clock = clock
         self._rng = rng
         self._max_request_s = max_request_s
+        self._stream_wait_s = stream_wait_s
 
     def table(self) -> RouteTable:
         """Returns the present route table.
@@ -68,7 +73,7 @@ class Core:
         texts: list[str] = []
         token_ids: list[int] = []
         last: Piece | None = None
-        async with aclosing(self.run(call)) as pieces:
+        async with aclosing(self.run(call, WHOLE_ANSWER_WAIT_S)) as pieces:
             # To the very end: a generator left before counts as cancelled.
             async for piece in pieces:
                 texts.append(piece.text)
@@ -84,8 +89,12 @@ class Core:
             served_by=last.served_by,
         )
 
-    async def run(self, call: Call) -> AsyncGenerator[Piece, None]:
+    async def run(self, call: Call, wait_s: float | None = None) -> AsyncGenerator[Piece, None]:
         """Answers a call piece by piece; closing the generator aborts it in the engine.
+
+        Args:
+            call: what to answer.
+            wait_s: least time between two pieces; None is that of streams.
 
         Raises:
             NotFoundError: unknown model.
@@ -109,7 +118,8 @@ class Core:
                 book.admitted(target)
                 held.callback(book.left)
                 request = await self._request_of(call, target)
-                chunks = self._engines.stream(request, target, deadline)
+                wait_s = self._stream_wait_s if wait_s is None else wait_s
+                chunks = self._engines.stream(request, target, deadline, wait_s)
                 async with aclosing(chunks):
                     async for chunk in chunks:
                         finished = chunk.finish_reason is not None

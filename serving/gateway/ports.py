@@ -19,8 +19,15 @@ from .resume import TextCodec
 class EngineClient(Protocol):
     """The engines of all bases."""
 
-    def generate(self, base_id: str, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+    def generate(
+        self, base_id: str, request: GenerationRequest, wait_s: float
+    ) -> AsyncGenerator[Chunk, None]:
         """Generates; closing the generator aborts the request in the engine.
+
+        Args:
+            base_id: whose engine.
+            request: for that engine.
+            wait_s: least time between two chunks.
 
         Raises:
             InvalidArgumentError: as the engine says.

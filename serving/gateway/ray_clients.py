@@ -48,14 +48,14 @@ class RayEngines:
             del self._handles[base_id]
 
     async def generate(
-        self, base_id: str, request: GenerationRequest
+        self, base_id: str, request: GenerationRequest, wait_s: float
     ) -> AsyncGenerator[Chunk, None]:
         """See EngineClient.generate."""
         handle = self._handle(base_id)
         if self._sticky and request.version is not None:
             handle = handle.options(session_id=request.version.id)
         try:
-            response = handle.remote(request)
+            response = handle.remote(request, wait_s)
         except Exception as error:
             _raise_own(error, base_id)
         finished = False

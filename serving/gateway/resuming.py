@@ -41,7 +41,7 @@ class ResumingEngines:
         self._attempts = attempts
 
     async def stream(
-        self, request: GenerationRequest, target: Target, deadline: float
+        self, request: GenerationRequest, target: Target, deadline: float, wait_s: float
     ) -> AsyncGenerator[Chunk, None]:
         """Yields the answer's chunks as if one engine had made them.
 
@@ -49,6 +49,7 @@ class ResumingEngines:
             request: for the engine of `target`.
             target: what the request was resolved to.
             deadline: on the injected clock.
+            wait_s: least time between two chunks.
 
         Raises:
             DeadlineExceededError: the deadline passed; the engine's request is aborted.
@@ -64,7 +65,8 @@ class ResumingEngines:
                 return
             trimmer = Trimmer(plan)
             try:
-                async with aclosing(self._attempt(plan.request, target, deadline)) as chunks:
+                attempt = self._attempt(plan.request, target, deadline, wait_s)
+                async with aclosing(attempt) as chunks:
                     async for chunk in chunks:
                         new = trimmer.trim(chunk)
                         token_ids.extend(new.token_ids)
@@ -95,13 +97,13 @@ class ResumingEngines:
         return continuation(request, tuple(token_ids), "".join(texts), codec)
 
     async def _attempt(
-        self, request: GenerationRequest, target: Target, deadline: float
+        self, request: GenerationRequest, target: Target, deadline: float, wait_s: float
     ) -> AsyncGenerator[Chunk, None]:
         # The engine's id is fresh each time: clients may reuse theirs, and an engine may still
         # hold the one of the last attempt.
         fresh = replace(request, request_id=f"{request.request_id}-{self._new_id()}")
         version_id = "" if target.version is None else target.version.id
-        async with aclosing(self._engines.generate(target.base_id, fresh)) as chunks:
+        async with aclosing(self._engines.generate(target.base_id, fresh, wait_s)) as chunks:
             while True:
                 try:
                     async with asyncio.timeout(self._left(deadline)):

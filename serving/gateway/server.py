@@ -127,6 +127,7 @@ class GatewayServer:
             clock=time.monotonic,
             rng=random.Random(),
             max_request_s=self._settings.serving.max_request_s,
+            stream_wait_s=self._settings.serving.stream_wait_s,
         )
 
     def _table(self) -> RouteTable | None:

@@ -59,15 +59,17 @@ class SpellingEngines:
     held_back: int = 0
     """Characters by which text lags behind tokens until the end, as with stop strings."""
     requests: list[tuple[str, GenerationRequest]] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
     loaded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
     async def generate(
-        self, base_id: str, request: GenerationRequest
+        self, base_id: str, request: GenerationRequest, wait_s: float
     ) -> AsyncGenerator[Chunk, None]:
         self.requests.append((base_id, request))
+        self.waits.append(wait_s)
         self.running += 1
         finished = False
         try:

@@ -58,6 +58,7 @@ class Bench:
             clock=clock,
             rng=random.Random(0),
             max_request_s=self.max_request_s,
+            stream_wait_s=0.25,
         )
 
     def metric(self, name: str, **labels: str) -> float:
@@ -258,6 +259,14 @@ async def test_chat_is_rendered_for_the_base_that_answers() -> None:
     messages = (Message(role="user", content="a"), Message(role="user", content="b"))
     await bench.core().answer(Call(model="acme/x", request_id="r", messages=messages))
     assert bench.engines.requests[0][1].prompt == "a|b"
+
+
+async def test_streams_come_in_small_pieces_and_whole_answers_in_few() -> None:
+    bench = Bench()
+    core = bench.core()
+    await collect(core.run(call()))
+    await core.answer(call())
+    assert bench.engines.waits == [0.25, 0.5]
 
 
 async def test_whole_answers_count_as_answered() -> None:
