@@ -12,6 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+# More threads only wait for each other on models of this size: minutes on a busy machine.
+torch.set_num_threads(1)
+
 # The tiny base ties its embeddings; adapting the embedding and lm_head apart is the point here.
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 
