@@ -65,7 +65,7 @@ def test_inconclusive_is_retried_while_attempts_are_left_and_never_passes() -> N
 def test_surely_worse_is_retried_once_but_hopeless_is_not() -> None:
     worse = decide(evidence(losses=30), POLICY, attempts_left=1)
     assert (worse.verdict, "surely worse" in worse.reason) == ("retry", True)
-    hopeless = decide(evidence(losses=120), POLICY, attempts_left=1)
+    hopeless = decide(evidence(losses=150), POLICY, attempts_left=1)
     assert (hopeless.verdict, "won't help" in hopeless.reason) == ("reject", True)
 
 

@@ -41,9 +41,9 @@ class GatePolicy:
     average still flips 1 to 5 %. Without true answers the label-free margin takes its place."""
     min_examples: int = 100
     """Fewer inputs decide nothing."""
-    hopeless_loss: float = 0.30
-    """A shadow that is surely worse by this is rejected at once: another attempt with more data
-    has never closed such a gap in trials, and costs background time."""
+    hopeless_loss: float = 0.60
+    """A shadow that is surely worse by this is rejected at once, to save background time. Smaller
+    gaps are worth another attempt: twice the data and steps has closed one of 0.31."""
 
     def __post_init__(self) -> None:
         """Checks the bounds."""
