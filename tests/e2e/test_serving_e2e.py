@@ -45,7 +45,14 @@ class Instance:
     """The running cluster and how to reach it."""
 
     def __init__(self, settings: Settings) -> None:
+        # Other tests of this session may have left helpers (multiprocessing's resource tracker).
+        self._before = {child.pid for child in psutil.Process().children(recursive=True)}
         self.cluster = launch.up(settings)
+
+    def pids(self) -> list[int]:
+        """Processes that the instance started."""
+        children = psutil.Process().children(recursive=True)
+        return [child.pid for child in children if child.pid not in self._before]
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(
@@ -375,7 +382,7 @@ async def test_dead_gateway_is_replaced_and_the_other_answers(instance: Instance
 
 async def test_everything_is_back_after_a_restart(instance: Instance, inference: Any) -> None:
     expected = tuple((await inference.Generate(ask("acme/a0"))).token_ids)
-    orphans = [child.pid for child in psutil.Process().children(recursive=True)]
+    orphans = instance.pids()
     # On this thread although it blocks: Ray's processes die with the thread that started them.
     instance.restart()
     left = [pid for pid in orphans if psutil.pid_exists(pid) and _title(psutil.Process(pid))]
