@@ -26,8 +26,8 @@ class Workload:
     prompts: tuple[str, ...]
     """One prompt for each example."""
     stop: tuple[str, ...] = ("\n",)
-    max_tokens: int = 48
-    """Enough for the longest target of the tiny world (about 30 tokens)."""
+    max_tokens: int = 28
+    """Enough for the longest target of the tiny world."""
 
     def __post_init__(self) -> None:
         """Checks that there is one prompt for each example."""

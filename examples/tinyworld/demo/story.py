@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -13,7 +14,7 @@ from benchmarks.charts import Phase
 from benchmarks.cluster import ServedCluster
 from benchmarks.environment import environment
 from benchmarks.load import ClosedLoop, channel_to, measure
-from benchmarks.load.records import RequestRecord
+from benchmarks.load.records import RequestRecord, to_rows
 from benchmarks.upgrades import OperatorMove, follow, move, state_name
 from lorebase.serving.cli.client import LorebaseClient
 from lorebase.v1 import upgrade_pb2
@@ -81,6 +82,7 @@ class Story:
                     last_word = await self._last_word()
                     await asyncio.sleep(CALM_S)
             changes = await asyncio.to_thread(client.list_route_changes)
+        self._store_records()
         return gather(
             Told(
                 started=self._started,
@@ -220,6 +222,13 @@ class Story:
                     f"{action} of {done.adapter}: seen by a client after {done.seen_s:.2f} s"
                 )
                 await asyncio.sleep(CALM_S / 2)
+
+    def _store_records(self) -> None:
+        """Keeps every request, so that a figure of the report can be looked into."""
+        path = self._settings.state_dir / "requests.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for row in to_rows(self._records):
+                file.write(json.dumps(row) + "\n")
 
     async def _last_word(self) -> dict[str, RequestRecord]:
         """Asks every adapter by its plain name, at the very end."""
