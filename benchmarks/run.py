@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         context = SuiteContext(quick=options.quick, work_dir=work_dir, say=say)
         result = asyncio.run(_run(suite, context))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("stopped by a signal", file=sys.stderr)
         return 2
     except Exception as error:
         print(f"{type(error).__name__}: {error}\nstate and logs: {work_dir}", file=sys.stderr)
@@ -98,6 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(suite: Suite, context: SuiteContext) -> SuiteResult:
+    task = asyncio.current_task()
+    assert task is not None
+    # Otherwise SIGTERM would end this process and leave a suite's cluster behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await suite.run(context)
 
 
