@@ -205,8 +205,6 @@ class UpgradeSection(Section):
     """Synthetic inputs to distil on: |D| of the paper's experiments."""
     evaluation_samples: int = Field(default=200, ge=1)
     """Further synthetic inputs, held out for the gate of label-free adapters."""
-    max_new_tokens: int = Field(default=64, ge=1)
-    """Of one synthesized input or label, where the kit does not say."""
     steps: int = Field(default=0, ge=0)
     """Training steps of a distillation; 0 means 20 epochs, as in the paper."""
     batch_size: int = Field(default=8, ge=1)
@@ -218,9 +216,5 @@ class UpgradeSection(Section):
     """CPU threads of one training process."""
     generation_batch: int = Field(default=16, ge=1)
     """Background prompts in flight at one engine."""
-    max_background_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of an engine's sequences that background work may take while clients wait."""
-    drain_s: float = Field(default=5.0, ge=0)
-    """Seconds from the acknowledged swap until the old version may be unloaded."""
     keep_checkpoints: bool = False
     """Keep intermediate training states after a migration has ended."""

@@ -102,11 +102,3 @@ def start(settings: Settings) -> Any:
         max_task_retries=-1,
         runtime_env={"env_vars": process_env(settings)},
     ).remote(settings)
-
-
-def stop() -> None:
-    """Ends the controller if it runs; a later start goes on where it was."""
-    try:
-        ray.kill(ray.get_actor(CONTROLLER_ACTOR, namespace=NAMESPACE), no_restart=True)
-    except ValueError:
-        _log.info("controller_not_running")

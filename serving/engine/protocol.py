@@ -23,7 +23,7 @@ class VersionRef:
     """All that an engine needs to serve one adapter version."""
 
     id: str
-    """Immutable version id; also the name under which vLLM caches it."""
+    """Immutable version id. vLLM caches it as `<id>#<number of this load>`: see adapters.py."""
     base_id: str
     """Base that the weights fit."""
     digest: str

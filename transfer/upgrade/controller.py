@@ -17,6 +17,7 @@ from lorebase.serving.errors import FailedPreconditionError, NotFoundError
 from . import history
 from .cleanup import Cleaner
 from .deps import Deps
+from .garbage import GarbageCollector
 from .migrate import Migrator
 from .states import ACTIVE_STATES, MigrationState, UpgradeEvent, UpgradeState
 from .writes import move_upgrade
@@ -36,6 +37,7 @@ class UpgradeController:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._cleaner = Cleaner(deps)
+        self._garbage = GarbageCollector(deps)
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(deps.settings.max_parallel_migrations)
         self._running = asyncio.Event()
@@ -56,6 +58,7 @@ class UpgradeController:
             while True:
                 try:
                     await self.reconcile()
+                    await self._garbage.collect_if_due()
                 except Exception as error:
                     _log.exception("reconcile_failed", error=repr(error))
                 with contextlib.suppress(TimeoutError):

@@ -37,6 +37,10 @@ class UpgradeSettings:
     """How often the governor looks at the load."""
     idle_worker_s: float = 20.0
     """Idle workers are stopped after this time, to free their memory."""
+    garbage_every_s: float = 3600.0
+    """How often the artifact store is swept."""
+    garbage_age_s: float = 86_400.0
+    """Artifacts that nothing names go when they are this old; an upload is named within minutes."""
     progress_step: float = 0.1
     """Progress within a stage is written to the catalog in steps of this size."""
     governor: GovernorPolicy = field(default_factory=GovernorPolicy)
