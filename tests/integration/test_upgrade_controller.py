@@ -105,7 +105,7 @@ async def test_a_bad_shadow_is_rejected_and_the_old_version_keeps_answering(
     assert [event.data["adapters"] for event in kept] == [["a/bad"]]
 
 
-async def test_an_inconclusive_gate_tries_again_with_more_data_and_another_seed(
+async def test_an_inconclusive_gate_tries_again_with_more_data_and_steps_and_another_seed(
     make_world: MakeWorld,
 ) -> None:
     world = make_world("a/one")
@@ -119,6 +119,7 @@ async def test_an_inconclusive_gate_tries_again_with_more_data_and_another_seed(
     assert first.seed != second.seed
     sizes = [len(world.store.get_json(job.examples_digest)["training"]) for job in (first, second)]
     assert sizes[1] >= 1.8 * sizes[0]
+    assert (first.steps, second.steps) == (3, 6), "more inputs are worth nothing if seen less often"
 
 
 async def test_an_operator_overrules_the_gate(make_world: MakeWorld) -> None:

@@ -5,6 +5,21 @@ from dataclasses import dataclass, field
 from lorebase.serving.config_sections import UpgradeSection
 from lorebase.transfer.governor import GovernorPolicy
 
+MAX_RETRY_GROWTH = 8
+"""No attempt adds more than this many times the first one's inputs, or trains for more than this
+many times its steps: what eight times as much does not mend, more of it won't."""
+
+
+def retry_growth(attempt: int) -> int:
+    """Returns how many times the first attempt's inputs and steps an attempt uses: 1, 2, 4, 8, 8.
+
+    Both grow alike: more inputs under the same number of steps would only be seen less often.
+
+    Args:
+        attempt: counted from 1.
+    """
+    return min(MAX_RETRY_GROWTH, 1 << (attempt - 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeSettings:
@@ -23,8 +38,9 @@ class UpgradeSettings:
     """Wait before the first retry of a stage; doubles each time, up to a minute."""
     max_parallel_migrations: int = 4
     """Migrations that work at once; leases bound what really runs."""
-    min_training_inputs: int = 32
-    """Fewer usable inputs than this starve the attempt."""
+    min_training_inputs: int = 16
+    """Fewer usable inputs than this starve the attempt. A starved attempt never reaches the gate,
+    so this only guards against training on next to nothing; the gate judges what came of it."""
     max_evaluation_inputs: int = 500
     """Items of an entrusted evaluation set that are used, drawn by seed."""
     ack_timeout_s: float = 5.0

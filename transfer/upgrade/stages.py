@@ -30,7 +30,7 @@ from .carry import carried_examples, carried_inputs, former_labels, merge_exampl
 from .keys import seed_of
 from .lora_shape import lora_shape
 from .ports import Clock, Cluster, DistillJob, WorkerPool
-from .settings import UpgradeSettings
+from .settings import UpgradeSettings, retry_growth
 from .states import MigrationEvent
 
 
@@ -152,7 +152,7 @@ def wanted_inputs(context: StageContext, kit: TransferKit) -> int:
     held_out = held_out_inputs(context)
     # At most half may be held out, and the gate needs them all.
     wanted = max(training + held_out, 2 * held_out)
-    return wanted << max(0, attempt - 2)
+    return wanted * retry_growth(max(1, attempt - 1))
 
 
 async def run_synthesize(context: StageContext) -> StageResult:
@@ -248,7 +248,7 @@ async def run_distill(context: StageContext) -> StageResult:
         examples_digest=context.migration.artifacts["label"],
         kit_digest=context.kit_digest,
         source_digest=context.source.digest,
-        steps=choices.steps,
+        steps=choices.steps * retry_growth(context.run.attempt),
         batch_size=choices.batch_size,
         learning_rate=choices.learning_rate,
         seed=context.seed,
