@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorebase.transfer.kit.calibrate import auc, calibrate
+from lorebase.transfer.kit.calibrate import QUANTILES, auc, calibrate
 
 SCORES = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60)
 
@@ -43,6 +44,22 @@ def test_the_threshold_is_lowered_when_the_paper_would_reject_real_inputs() -> N
     result = calibrate(real, [-20.0, -1.0], real_pass_rate=0.8)
     assert result.real_pass_rate == 0.8
     assert -9.0 < result.threshold < -8.0
+
+
+@given(SCORES)
+def test_the_quantiles_stand_for_the_real_scores(real: list[float]) -> None:
+    quantiles = calibrate(real, [0.0]).real_quantiles
+    assert len(quantiles) == QUANTILES
+    assert list(quantiles) == sorted(quantiles)
+    assert min(real) - 1e-3 <= quantiles[0] <= quantiles[-1] <= max(real) + 1e-3
+
+
+def test_an_auc_against_the_quantiles_is_the_auc_against_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(1, 1, 75).tolist(), rng.normal(0, 1, 300).tolist()
+    assert auc(calibrate(real, fake).real_quantiles, fake) == pytest.approx(
+        auc(real, fake), abs=0.01
+    )
 
 
 @pytest.mark.parametrize(("real", "fake"), [([], [1.0]), ([1.0], [])])

@@ -7,7 +7,7 @@ from lorebase.serving.errors import UnavailableError
 from lorebase.transfer.evaluate import score
 from lorebase.transfer.kit import DOCUMENT
 from lorebase.transfer.ports import Example
-from lorebase.transfer.synthesis import filter_inputs, hold_out, label_inputs
+from lorebase.transfer.synthesis import FilterPolicy, filter_inputs, hold_out, label_inputs
 
 from .transfer_fakes import KIT, MODEL, SEEDS, Script, done
 
@@ -36,6 +36,34 @@ async def test_a_discriminator_that_cant_discriminate_filters_nothing_and_says_s
     assert script.calls == []
     assert not result.stats["filtered"]
     assert "AUC 0.60" in result.stats["reason"]
+
+
+async def test_a_discriminator_that_knows_the_source_bases_style_only_filters_nothing() -> None:
+    """The next base's inputs score like real ones: cutting would remove good inputs."""
+    kit = replace(KIT, real_score_quantiles=(-2.0, -1.0, 0.0, 1.0, 2.0))
+    inputs = [f"input {n}" for n in range(5)]
+    alike = await filter_inputs(Script(lambda _, n: verdict(n - 2.0)), MODEL, kit, inputs)
+    assert (alike.kept, alike.stats["filtered"]) == (inputs, False)
+    assert "this base's synthetic inputs (AUC 0.50)" in alike.stats["reason"]
+    apart = await filter_inputs(Script(lambda _, n: verdict(n - 5.0)), MODEL, kit, inputs)
+    assert (apart.kept, apart.stats["filtered"]) == ([], True)
+    assert apart.stats["auc"] > 0.9
+    stubborn = FilterPolicy(least_auc=0.0)
+    cut = await filter_inputs(
+        Script(lambda _, n: verdict(n - 2.0)), MODEL, kit, inputs, policy=stubborn
+    )
+    assert cut.kept == ["input 2", "input 3", "input 4"]
+
+
+async def test_the_papers_policy_cuts_at_zero_and_another_uses_no_discriminator() -> None:
+    inputs = [f"input {n}" for n in range(4)]
+    script = Script(lambda _, n: verdict(n - 1.25))
+    paper = FilterPolicy(calibrated=False, least_auc=0.0)
+    assert (await filter_inputs(script, MODEL, KIT, inputs, policy=paper)).kept == inputs[2:]
+    script = Script(lambda _, n: verdict(-9.0))
+    without = FilterPolicy(discriminator=False)
+    assert (await filter_inputs(script, MODEL, KIT, inputs, policy=without)).kept == inputs
+    assert script.calls == []
 
 
 async def test_a_filter_that_rejects_nearly_all_is_reported_and_nothing_is_put_back() -> None:

@@ -131,6 +131,7 @@ def build_kit(
             discriminator_auc=cut.auc,
             real_pass_rate=cut.real_pass_rate,
             fake_pass_rate=cut.fake_pass_rate,
+            real_score_quantiles=cut.real_quantiles,
             **limits,
             provenance={
                 "seed": seed,

@@ -48,6 +48,10 @@ class TransferKit:
     """Share of held-out real inputs above the threshold."""
     fake_pass_rate: _Share
     """Share of held-out synthetic inputs of the source base above the threshold."""
+    real_score_quantiles: Annotated[tuple[float, ...], Field(max_length=101)] = ()
+    """Scores of held-out real inputs at evenly spaced ranks, lowest first: what the next base's
+    inputs are compared with, so that the filter is not trusted where it fits the source base's
+    style only. Empty in kits made before this was kept."""
     max_input_chars: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)]
     """A synthetic input may not be longer."""
     max_input_tokens: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)]

@@ -2,13 +2,14 @@
 
 from .dedupe import DuplicateIndex
 from .draw import DrawSettings, SynthesisResult, draw_inputs
-from .filter import FilterResult, filter_inputs, score_inputs
+from .filter import FilterPolicy, FilterResult, filter_inputs, score_inputs
 from .label import LabelResult, hold_out, label_inputs
 from .synthesize import inputs_to_draw, synthesize
 
 __all__ = [
     "DrawSettings",
     "DuplicateIndex",
+    "FilterPolicy",
     "FilterResult",
     "LabelResult",
     "SynthesisResult",

@@ -7,8 +7,9 @@ from typing import Any
 from lorebase.serving.engine.protocol import Sampling
 from lorebase.serving.errors import UnavailableError
 
+from ..kit.calibrate import auc
 from ..kit.format import TaskFormat
-from ..kit.kit import TransferKit
+from ..kit.kit import USABLE_AUC, TransferKit
 from ..ports import Checkpoint, ModelSpec, TextGenerator, no_checkpoint
 
 BATCH_SIZE = 128
@@ -20,6 +21,19 @@ what the seeds suggest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FilterPolicy:
+    """How the discriminator is used."""
+
+    discriminator: bool = True
+    """False keeps every input."""
+    calibrated: bool = True
+    """Cut at the kit's threshold; else at 0, "rather real than not", as in the paper."""
+    least_auc: float = USABLE_AUC
+    """A discriminator that separates worse than this filters nothing: held-out real inputs from
+    the source base's inputs, or from the next base's. 0 always filters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilterResult:
     """The inputs that passed."""
 
@@ -28,7 +42,8 @@ class FilterResult:
     scores: list[float]
     """log p(real) - log p(not real) of every input; empty when nothing was scored."""
     stats: dict[str, Any]
-    """filtered, reason, scored, passed, pass_rate, threshold, collapsed, score quartiles."""
+    """filtered, reason, scored, passed, pass_rate, auc (held-out real inputs against these),
+    threshold, collapsed, score quartiles."""
 
 
 async def score_inputs(
@@ -70,24 +85,32 @@ async def filter_inputs(
     kit: TransferKit,
     inputs: Sequence[str],
     *,
+    policy: FilterPolicy | None = None,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> FilterResult:
-    """Keeps the inputs that the discriminator takes for real, at the kit's calibrated threshold.
+    """Keeps the inputs that the discriminator takes for real.
 
-    A kit whose discriminator can't discriminate filters nothing, and the statistics say so. A
-    filter that rejects nearly everything is reported as `collapsed`; rejected inputs are never
-    put back.
+    A discriminator that can't discriminate filters nothing, and the statistics say so. A filter
+    that rejects nearly everything is reported as `collapsed`; rejected inputs are never put back.
+
+    Args:
+        generator: where scores come from.
+        discriminator: the source base with the kit's discriminator.
+        kit: threshold and calibration.
+        inputs: what to filter.
+        policy: how the discriminator is used; by default as the kit's figures suggest.
+        checkpoint: called between batches.
 
     Raises:
         UnavailableError: an input could not be scored.
     """
-    if not kit.discriminates:
-        reason = (
-            f"the discriminator can't tell real from synthetic inputs (AUC "
-            f"{kit.discriminator_auc:.2f}), so nothing was filtered"
+    policy = policy or FilterPolicy()
+    if not policy.discriminator:
+        return _unfiltered(inputs, [], "this recipe uses no discriminator")
+    if kit.discriminator_auc < policy.least_auc:
+        return _unfiltered(
+            inputs, [], _undiscerning(kit.discriminator_auc, "the source base's synthetic")
         )
-        stats = {"filtered": False, "reason": reason, "scored": 0, "passed": len(inputs)}
-        return FilterResult(kept=list(inputs), scores=[], stats=stats | {"collapsed": False})
     scores = await score_inputs(
         generator,
         discriminator,
@@ -96,7 +119,23 @@ async def filter_inputs(
         dataset_name=kit.dataset_name,
         checkpoint=checkpoint,
     )
-    kept = [text for text, score in zip(inputs, scores, strict=True) if score > kit.threshold]
+    next_auc = None
+    if scores and kit.real_score_quantiles:
+        next_auc = auc(kit.real_score_quantiles, scores)
+        if next_auc < policy.least_auc:
+            return _unfiltered(inputs, scores, _undiscerning(next_auc, "this base's synthetic"))
+    return _filtered(inputs, scores, kit, policy, next_auc)
+
+
+def _filtered(
+    inputs: Sequence[str],
+    scores: list[float],
+    kit: TransferKit,
+    policy: FilterPolicy,
+    next_auc: float | None,
+) -> FilterResult:
+    threshold = kit.threshold if policy.calibrated else 0.0
+    kept = [text for text, score in zip(inputs, scores, strict=True) if score > threshold]
     rate = len(kept) / len(inputs) if inputs else 0.0
     collapsed = bool(inputs) and (not kept or rate < COLLAPSE_SHARE * kit.fake_pass_rate)
     reason = f"{len(kept)} of {len(inputs)} inputs passed"
@@ -106,6 +145,9 @@ async def filter_inputs(
             "discriminator does not carry over to this base's inputs"
         )
     ordered = sorted(scores)
+    quartiles = [
+        round(ordered[int(q * (len(ordered) - 1))], 3) for q in (0.25, 0.5, 0.75) if ordered
+    ]
     return FilterResult(
         kept=kept,
         scores=scores,
@@ -116,12 +158,28 @@ async def filter_inputs(
             "passed": len(kept),
             "pass_rate": round(rate, 4),
             "source_pass_rate": kit.fake_pass_rate,
-            "threshold": kit.threshold,
+            "auc": None if next_auc is None else round(next_auc, 4),
+            "threshold": threshold,
             "collapsed": collapsed,
-            "score_quartiles": [
-                round(ordered[int(share * (len(ordered) - 1))], 3) for share in (0.25, 0.5, 0.75)
-            ]
-            if ordered
-            else [],
+            "score_quartiles": quartiles,
         },
+    )
+
+
+def _unfiltered(inputs: Sequence[str], scores: list[float], reason: str) -> FilterResult:
+    stats = {
+        "filtered": False,
+        "reason": reason,
+        "scored": len(scores),
+        "passed": len(inputs),
+        "pass_rate": 1.0,
+        "collapsed": False,
+    }
+    return FilterResult(kept=list(inputs), scores=scores, stats=stats)
+
+
+def _undiscerning(area: float, what: str) -> str:
+    return (
+        f"the discriminator can't tell real from {what} inputs (AUC {area:.2f}), so nothing was "
+        "filtered"
     )
