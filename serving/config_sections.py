@@ -129,6 +129,8 @@ class EngineSection(Section):
     start, for tests."""
     scheduler: Literal["preempting", "priority"] = "preempting"
     """`preempting` takes slots from background work when a client waits."""
+    lora_kernels: Literal["lorebase", "stock"] = "lorebase"
+    """Whose LoRA code serves: ours, or vLLM's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Used for bases that don't name one themselves."""
     max_model_len: int = 2048
@@ -193,8 +195,9 @@ class UpgradeSection(Section):
 
     margin: float = Field(default=0.05, gt=0, lt=1)
     """How much worse than the source the shadow may be, in accuracy or agreement (0 to 1)."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Of the intervals on which the gate decides."""
+    confidence: float = Field(default=0.96, gt=0.5, lt=1)
+    """Of the gate's two-sided intervals: an adapter worse by the margin is promoted with a
+    probability of at most (1 - confidence) / 2, over all attempts."""
     negative_flip_budget: float = Field(default=0.05, ge=0, lt=1)
     """Share of inputs that the source had right and the shadow may have wrong."""
     min_examples: int = Field(default=100, ge=1)

@@ -21,7 +21,6 @@ from vllm.lora.layers import (
 
 from ..lora.reference import SliceWeights
 from .weights import LayerWeights
-from .wrapper import not_covered
 
 Tensors = torch.Tensor | list[torch.Tensor | None]
 
@@ -86,13 +85,11 @@ class _PooledLinear:
     def can_replace_layer(cls, *, source_layer: Any, lora_config: Any, **kwargs: Any) -> bool:
         """Whether vLLM's class would replace the layer and the pool can hold its adapters."""
         parent: Any = super()
-        return (
-            not_covered(lora_config) is None
-            and getattr(source_layer, "params_dtype", None) == lora_config.lora_dtype
-            and parent.can_replace_layer(
-                source_layer=source_layer, lora_config=lora_config, **kwargs
-            )
+        same_dtype = getattr(source_layer, "params_dtype", None) == lora_config.lora_dtype
+        theirs: bool = parent.can_replace_layer(
+            source_layer=source_layer, lora_config=lora_config, **kwargs
         )
+        return same_dtype and theirs
 
 
 def _pair(a: torch.Tensor | None, b: torch.Tensor | None) -> SliceWeights:

@@ -4,11 +4,34 @@ vLLM copies its whole LRU of registered adapters once per adapter in every step:
 adapters in the batch and 1,000 registered.
 """
 
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
 from ..lora.pool import PoolFullError
+from .options import KernelOptions, options_of
+from .plugin import warn_off
+from .replaced import not_covered, our_classes
+
+
+def make_worker_manager(
+    vllm_config: VllmConfig,
+    device: torch.device,
+    embedding_modules: dict[str, str],
+    lora_model_cls: type[LoRAModel] = LoRAModel,
+) -> LRUCacheWorkerLoRAManager:
+    """What vLLM calls in the place of its manager class: the one that the engine wants."""
+    options = options_of(vllm_config.additional_config)
+    if options.kernels == "stock":
+        return LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules, lora_model_cls)
+    return PooledWorkerManager(
+        vllm_config, device, embedding_modules, lora_model_cls, options=options
+    )
 
 
 class PooledModelManager(LRUCacheLoRAModelManager):
@@ -37,7 +60,19 @@ class PooledModelManager(LRUCacheLoRAModelManager):
 class PooledWorkerManager(LRUCacheWorkerLoRAManager):
     """Adds adapters as vLLM does, but only touches the LRU for those that are active."""
 
-    _manager_cls = PooledModelManager
+    def __init__(self, *args: Any, options: KernelOptions) -> None:
+        super().__init__(*args)
+        self._options = options
+
+    def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> Any:
+        """Wraps the model with our layers, or with vLLM's if ours don't cover it."""
+        reason = not_covered(self.lora_config, model)
+        if reason is not None:
+            warn_off(reason)
+            return super().create_lora_manager(model, vllm_config)
+        self._manager_cls = PooledModelManager
+        with our_classes(self._options):
+            return super().create_lora_manager(model, vllm_config)
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
         """Makes an adapter ready for the coming step; returns whether it is."""

@@ -1,35 +1,48 @@
 """The entry point that vLLM calls in every process (group `vllm.general_plugins`).
 
-Does nothing unless the environment says `LOREBASE_LORA_KERNELS=lorebase`. What it replaces, each
-by a public or module-level name, nothing by a fork:
-
-    the platform's punica wrapper           -> wrapper.make_wrapper
-    the list of LoRA layer classes          -> ours in front (layers.LAYERS)
-    the logits processor's LoRA layer       -> layers.PooledLogitsProcessor
-    the worker's adapter manager            -> manager.PooledWorkerManager
+Does nothing unless the environment says `LOREBASE_LORA_KERNELS=lorebase`. Then it replaces one
+name, `LRUCacheWorkerLoRAManager` in vLLM's model runner, by a function that makes each engine the
+adapter manager which that engine's own options ask for (`options.py`). What else is ours comes
+with the manager, while it wraps the model (`replaced.py`): nothing is a fork, and engines with
+and without our kernels can live in one process.
 
 Anything unexpected (another vLLM, another device) leaves all of vLLM as it is, with one warning.
 """
 
 import logging
 import os
+from typing import Any
 
-VARIABLE = "LOREBASE_LORA_KERNELS"
+from .options import VARIABLE
+
 SUPPORTED = "0.32."
 
 _logger = logging.getLogger("vllm.lorebase")
+_warned: set[str] = set()
 
 
-def register() -> None:
-    """Installs the kernels if the environment asks for them; safe to call again."""
+def register() -> bool:
+    """Installs the kernels if the environment asks for them; safe to call again.
+
+    Returns:
+        Whether engines of this process can have our kernels.
+    """
     wanted = os.environ.get(VARIABLE, "stock")
     if wanted == "stock":
-        return
+        return False
     reason = _why_not(wanted)
     if reason is not None:
-        _logger.warning("lorebase's LoRA kernels are off, vLLM's own serve: %s", reason)
-        return
+        warn_off(reason)
+        return False
     _install()
+    return True
+
+
+def warn_off(reason: str) -> None:
+    """Says once a process and reason that vLLM's own LoRA serves, and why."""
+    if reason not in _warned:
+        _warned.add(reason)
+        _logger.warning("lorebase's LoRA kernels are off, vLLM's own serve: %s", reason)
 
 
 def _why_not(wanted: str) -> str | None:
@@ -46,22 +59,9 @@ def _why_not(wanted: str) -> str | None:
 
 
 def _install() -> None:
-    from typing import Any
+    from vllm.v1.worker import lora_model_runner_mixin
 
-    from vllm.lora import utils
-    from vllm.platforms import current_platform
-    from vllm.v1.worker import lora_model_runner_mixin as mixin
+    from .manager import make_worker_manager
 
-    from . import layers, manager, wrapper
-
-    if utils._all_lora_classes[: len(layers.LAYERS)] == layers.LAYERS:
-        return
-    path = f"{wrapper.__name__}.{wrapper.make_wrapper.__name__}"
-    platform: Any = type(current_platform)
-    platform.get_punica_wrapper = classmethod(lambda cls: path)
-    utils._all_lora_classes = layers.LAYERS + utils._all_lora_classes
-    names: Any = utils
-    names.LogitsProcessorWithLoRA = layers.PooledLogitsProcessor
-    worker: Any = mixin
-    worker.LRUCacheWorkerLoRAManager = manager.PooledWorkerManager
-    _logger.info("lorebase's LoRA kernels serve in this process")
+    mixin: Any = lora_model_runner_mixin
+    mixin.LRUCacheWorkerLoRAManager = make_worker_manager

@@ -1,6 +1,5 @@
 """The weights of all LoRA layers of one model: a pool sized once every layer is known."""
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +8,6 @@ from ..lora.cpu import CpuLinear
 from ..lora.metadata import StepPlan
 from ..lora.pool import AdapterPool
 from ..lora.reference import SliceWeights
-
-BUDGET_VARIABLE = "LOREBASE_LORA_POOL_BYTES"
 
 
 class LayerWeights:
@@ -57,8 +54,11 @@ class LayerWeights:
 class ModelWeights:
     """Collects the layers while vLLM wraps the model, and makes their pool when it is needed."""
 
-    def __init__(self, *, slots: int, max_rank: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, *, slots: int, max_rank: int, dtype: torch.dtype, budget_bytes: int | None
+    ) -> None:
         self.slots, self.max_rank, self.dtype = slots, max_rank, dtype
+        self._budget_bytes = budget_bytes
         self._layers: list[LayerWeights] = []
         self._pool: AdapterPool | None = None
 
@@ -91,9 +91,8 @@ class ModelWeights:
 
         On the CPU that is address space: memory is taken only for the ranks that really come.
         """
-        configured = os.environ.get(BUDGET_VARIABLE)
-        if configured is not None:
-            return int(configured)
+        if self._budget_bytes is not None:
+            return self._budget_bytes
         alignment = 128  # at most: rounding A and B up to blocks of 64 bytes each
         return self.slots * sum(
             self.max_rank * (layer.in_features + size) * self.dtype.itemsize + alignment

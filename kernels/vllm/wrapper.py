@@ -1,6 +1,5 @@
 """Our punica wrapper: plans each step once, in numpy, and hands layers their part of the pool."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,32 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.lora.layers import LoRAMapping
-from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from ..lora.cpu.linear import TILE_TOKENS
 from ..lora.metadata import StepPlan
+from .options import KernelOptions
 from .weights import LayerWeights, ModelWeights
-
-_logger = logging.getLogger("vllm.lorebase")
-
-
-def make_wrapper(*args: Any, **kwargs: Any) -> PunicaWrapperBase:
-    """What vLLM calls in the place of a wrapper class: ours, or its own for what isn't covered."""
-    reason = not_covered(kwargs["lora_config"])
-    if reason is not None:
-        _logger.warning("lorebase's LoRA kernels are off, vLLM's own serve: %s", reason)
-        return PunicaWrapperCPU(*args, **kwargs)
-    return PooledPunicaWrapper(*args, **kwargs)
-
-
-def not_covered(lora_config: Any) -> str | None:
-    """Why vLLM's own path must serve this configuration; None if ours can."""
-    if lora_config.fully_sharded_loras:
-        return "fully sharded LoRA splits A across devices, which the pool does not"
-    if lora_config.lora_dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"adapters are {lora_config.lora_dtype}"
-    return None
 
 
 class PooledPunicaWrapper(PunicaWrapperCPU):
@@ -48,12 +27,17 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
         max_num_batched_tokens: int,
         max_batches: int,
         device: torch.device | str,
+        *,
+        options: KernelOptions,
         **kwargs: Any,
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         config = kwargs["lora_config"]
         self._weights = ModelWeights(
-            slots=config.max_loras, max_rank=config.max_lora_rank, dtype=config.lora_dtype
+            slots=config.max_loras,
+            max_rank=config.max_lora_rank,
+            dtype=config.lora_dtype,
+            budget_bytes=options.pool_bytes,
         )
         rows = max(max_num_batched_tokens, max_batches)
         self._tokens, self._samples = (

@@ -11,11 +11,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ConcreteDtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["async", "inprocess"]
 SchedulerName = Literal["preempting", "priority"]
+LoraKernels = Literal["lorebase", "stock"]
 Device = Literal["cpu", "cuda"]
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BACKENDS = ("async", "inprocess")
 _SCHEDULERS = ("preempting", "priority")
+_LORA_KERNELS = ("lorebase", "stock")
 _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """x86 names, and `bf16` as ARM spells it in /proc/cpuinfo."""
 
@@ -34,6 +36,11 @@ class EngineSettings:
     scheduler: SchedulerName = "preempting"
     """`preempting` takes slots, adapter slots and KV blocks away from background requests when
     the foreground waits; `priority` is vLLM's own, which only reorders the queue."""
+    lora_kernels: LoraKernels = "lorebase"
+    """Whose LoRA code serves. `lorebase`: ours (lorebase.kernels), at each adapter's true rank;
+    what it does not cover (other vLLM versions, GPUs so far, mixtures of experts) falls back to
+    vLLM's with one warning. `stock`: vLLM's own, except that base requests never get another
+    tenant's weights (see vllm_isolation)."""
     dtype: Dtype = "auto"
     """See `resolve_dtype`."""
     max_model_len: int = 2048
@@ -76,6 +83,7 @@ class EngineSettings:
         """Raises InvalidArgumentError if a value is out of range or two contradict."""
         _one_of("backend", self.backend, _BACKENDS)
         _one_of("scheduler", self.scheduler, _SCHEDULERS)
+        _one_of("lora_kernels", self.lora_kernels, _LORA_KERNELS)
         _one_of("dtype", self.dtype, _DTYPES)
         for name in ("base_id", "model_path"):
             if not getattr(self, name):
@@ -158,6 +166,7 @@ def cpu_environment(settings: EngineSettings) -> dict[str, str]:
     threads = str(settings.cpu_threads)
     return {
         **vllm_environment(),
+        **kernels_environment(settings),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -181,6 +190,16 @@ def vllm_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
+
+
+def kernels_environment(settings: EngineSettings) -> dict[str, str]:
+    """Returns what tells vLLM's processes to load our LoRA kernels.
+
+    It only makes them available: which engine uses them goes with its own configuration, so that
+    engines with and without can share a process. An operator's `LOREBASE_LORA_KERNELS=stock`
+    keeps them out of all.
+    """
+    return {"LOREBASE_LORA_KERNELS": "lorebase"} if settings.lora_kernels == "lorebase" else {}
 
 
 def apply_environment(values: dict[str, str]) -> None:

@@ -18,6 +18,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
+from lorebase.kernels.vllm import plugin
+from lorebase.kernels.vllm.options import KernelOptions
+
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
 from . import vllm_scheduler
 from .adapters import LoadedAdapter
@@ -35,6 +38,9 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
     dtype = resolve_dtype(
         settings.dtype, device="cpu" if cpu else "cuda", cpu_flags=read_cpu_flags()
     )
+    if settings.lora_kernels == "lorebase":
+        # vLLM calls plugins once a process: too early if a stock engine was here before.
+        plugin.register()
     optional: dict[str, Any] = {}
     if cpu or settings.kv_cache_bytes is not None:
         optional["kv_cache_memory_bytes"] = settings.kv_cache_bytes or _DEFAULT_CPU_KV_BYTES
@@ -62,6 +68,7 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         # reads its files again in the middle of a step, where an error kills the engine.
         max_cpu_loras=settings.max_cpu_loras,
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
+        additional_config=KernelOptions(kernels=settings.lora_kernels).additional_config(),
         worker_extension_cls=f"{__package__}.vllm_worker.WorkerExtension",
         # Sampling comes from the request alone, not from the base's generation_config.json.
         generation_config="vllm",

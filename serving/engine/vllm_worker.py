@@ -4,7 +4,7 @@ Named as `worker_extension_cls`, vLLM's public hook, so vLLM imports this module
 it is all that it takes.
 """
 
-from . import vllm_cpu_lora, vllm_cpu_seeds, vllm_orphans
+from . import vllm_cpu_seeds, vllm_isolation, vllm_orphans
 
 
 class WorkerExtension:
@@ -12,5 +12,5 @@ class WorkerExtension:
 
 
 vllm_orphans.watch_parent()
-vllm_cpu_lora.install()
+vllm_isolation.install()
 vllm_cpu_seeds.install()

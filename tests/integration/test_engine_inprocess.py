@@ -98,14 +98,14 @@ async def test_a_base_request_beside_full_slots_gets_no_adapters_weights(
         assert together[-1].token_ids == alone
 
 
-async def test_the_isolation_check_refuses_vllms_own_wrapper_and_passes_ours(
+async def test_the_isolation_check_refuses_vllms_own_wrapper_and_passes_the_repaired_one(
     engine: "VllmEngine",
 ) -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from lorebase.serving.engine.vllm_cpu_lora import GroupedPunicaWrapper, check_isolation
+    from lorebase.serving.engine.vllm_isolation import IsolatedPunicaWrapper, check_isolation
 
-    check_isolation(GroupedPunicaWrapper)
+    check_isolation(IsolatedPunicaWrapper)
     with pytest.raises(RuntimeError, match="does not keep base requests and adapters apart"):
         check_isolation(PunicaWrapperCPU)
 

@@ -1,0 +1,91 @@
+"""`engine.lora_kernels`: both choices answer alike, in one process, and keep tenants apart."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from lorebase.serving.engine import Sampling, complete_many
+from tests.integration.engine_world import (
+    PROMPTS,
+    World,
+    kept_environment,
+    make_world,
+    request,
+    running,
+    settings,
+    tokens_of,
+)
+
+if TYPE_CHECKING:
+    from lorebase.serving.engine.vllm_engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM and what it imports warn of each other
+]
+
+LONG = Sampling(max_tokens=60, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with kept_environment():
+        yield make_world(tmp_path_factory.mktemp("world"), "llama")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(world: World) -> "AsyncIterator[dict[str, VllmEngine]]":
+    # The stock one first: vLLM then loads its plugins while ours is not wanted yet.
+    async with (
+        running(settings(world, lora_kernels="stock")) as stock,
+        running(settings(world)) as ours,
+    ):
+        yield {"stock": stock, "lorebase": ours}
+
+
+def _manager(engine: "VllmEngine") -> Any:
+    core = engine._driver._engine.engine_core.engine_core  # type: ignore[attr-defined]
+    return core.model_executor.driver_worker.worker.model_runner.lora_manager
+
+
+async def test_each_engine_of_a_process_has_the_kernels_that_it_asked_for(
+    engines: "dict[str, VllmEngine]",
+) -> None:
+    kinds = {}
+    for name, engine in engines.items():
+        manager = _manager(engine)._adapter_manager
+        wrapper = next(iter(manager.punica_wrapper_mapping.values()))
+        layers = {type(module).__name__.startswith("Pooled") for module in manager.modules.values()}
+        kinds[name] = (type(_manager(engine)).__name__, type(wrapper).__name__, layers)
+    assert kinds == {
+        "stock": ("LRUCacheWorkerLoRAManager", "IsolatedPunicaWrapper", {False}),
+        "lorebase": ("PooledWorkerManager", "PooledPunicaWrapper", {True}),
+    }
+
+
+async def test_both_give_the_same_greedy_tokens(
+    engines: "dict[str, VllmEngine]", world: World
+) -> None:
+    versions = [None, *(world.version(n) for n in range(4))]
+    answers = [
+        [await tokens_of(engine, prompt, version) for prompt in PROMPTS for version in versions]
+        for engine in engines.values()
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kernels", ["stock", "lorebase"])
+async def test_a_base_request_beside_full_slots_gets_no_adapters_weights(
+    engines: "dict[str, VllmEngine]", world: World, kernels: str
+) -> None:
+    engine = engines[kernels]
+    alone = await tokens_of(engine, PROMPTS[0], None, LONG)
+    for pair in ((0, 1), (1, 0), (2, 3)):
+        beside = [request(PROMPTS[1], world.version(n), LONG) for n in pair]
+        together = await complete_many(
+            engine, [request(PROMPTS[0], None, LONG), *beside, request(PROMPTS[0], None, LONG)]
+        )
+        assert together[0].token_ids == alone
+        assert together[-1].token_ids == alone
