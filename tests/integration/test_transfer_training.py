@@ -15,9 +15,10 @@ from lorebase.serving.artifacts import AdapterLimits, base_shapes, check_adapter
 from lorebase.serving.errors import InvalidArgumentError
 from lorebase.transfer.distill import DistillRecipe, LoraSettings
 from lorebase.transfer.distill.batches import encode_pairs
+from lorebase.transfer.distill.collate import collate
 from lorebase.transfer.distill.distill import distill, load_base
 from lorebase.transfer.distill.files import RESUME_FILE
-from lorebase.transfer.distill.train import TrainSummary, collate, train_lora
+from lorebase.transfer.distill.train import TrainSummary, train_lora
 from lorebase.transfer.kit import DOCUMENT
 from lorebase.transfer.ports import Example, StageCancelledError
 

@@ -3,10 +3,20 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 BUCKET_BATCHES = 8
 """Batches whose examples are sorted by length together: little padding, still well mixed."""
+
+
+class TokenChunk(NamedTuple):
+    """Answer tokens whose likelihood the teacher gave, whatever its own tokens are."""
+
+    first: int
+    """Among the answer's tokens."""
+    stop: int
+    logprob: float
+    """The teacher's, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +25,17 @@ class TokenPair:
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """Of the answer's tokens in the loss; empty is 1 each."""
+    chunks: tuple[TokenChunk, ...] = ()
+    """For the chunk loss; empty if it is not used."""
+
+    def __post_init__(self) -> None:
+        """Checks the lengths."""
+        if self.weights and len(self.weights) != len(self.answer_ids):
+            raise ValueError(
+                f"got {len(self.weights)} weights for {len(self.answer_ids)} answer tokens"
+            )
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
+
+from lorebase.serving.errors import InvalidArgumentError
 
 RESUME_FILE = "resume.safetensors"
 
@@ -42,6 +44,29 @@ def save_adapter(adapted: Any, directory: Path, *, dtype: torch.dtype) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     with _replacing(directory / "adapter_config.json") as path:
         path.write_text(text)
+
+
+def load_weights(adapted: Any, directory: Path) -> str:
+    """Puts a saved adapter's weights into a PeftModel of the same shape; returns their digest.
+
+    Raises:
+        InvalidArgumentError: no such file, or weights of another shape.
+    """
+    path = directory / "adapter_model.safetensors"
+    try:
+        content = path.read_bytes()
+        found: Any = set_peft_model_state_dict(adapted, load(content))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"can't start from the adapter in {directory}: {error}"
+        ) from error
+    strangers = [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]
+    if strangers:
+        raise InvalidArgumentError(
+            f"can't start from the adapter in {directory}: {len(strangers)} tensors are in one of "
+            "the two only; expected an adapter of the same shape"
+        )
+    return hashlib.sha256(content).hexdigest()
 
 
 class ResumePoint:

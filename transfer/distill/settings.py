@@ -49,6 +49,10 @@ class DistillRecipe:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     """0 does not clip."""
+    soft_share: float = 0.0
+    """Weight of the chunk loss, 0 to 1; the rest is cross entropy on the answers."""
+    soft_temperature: float = 1.0
+    """Of the chunk loss."""
     seed: int = 0
     max_tokens: int = 2048
     """Longer examples are left out and counted."""
@@ -67,6 +71,12 @@ class DistillRecipe:
             raise InvalidArgumentError(
                 "expected steps or epochs, batch_size and learning_rate above 0, got "
                 f"{self.steps or self.epochs}, {self.batch_size}, {self.learning_rate}"
+            )
+
+        if not 0 <= self.soft_share <= 1 or self.soft_temperature <= 0:
+            raise InvalidArgumentError(
+                f"got soft_share {self.soft_share} and soft_temperature {self.soft_temperature}, "
+                "expected a share from 0 to 1 and a temperature above 0"
             )
 
     def total_steps(self, examples: int) -> int:

@@ -16,11 +16,10 @@ from lorebase.serving.errors import InvalidArgumentError
 
 from ..ports import Checkpoint, no_checkpoint
 from .batches import TokenPair, encode_pairs, plan_batches
-from .files import ResumePoint, save_adapter
+from .collate import IGNORED, collate, collate_signals
+from .files import ResumePoint, load_weights, save_adapter
+from .losses import chunk_loss, weighted_cross_entropy
 from .settings import ALL_LINEAR, DistillRecipe, LoraSettings
-
-IGNORED = -100
-"""Label of a position without loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +56,7 @@ def train_lora(
     base_id: str = "",
     checkpoint: Checkpoint = no_checkpoint,
 ) -> TrainSummary:
-    """Trains a LoRA and writes a PEFT directory.
-
-    Cross-entropy on the answers' tokens only, AdamW, warm-up and linear decay, length-bucketed
-    batches. fp32 on CPU, bf16 autocast on a GPU. The same arguments give the same adapter on
-    the same machine. The model is left without the adapter, frozen and in evaluation mode.
-
-    Args:
-        model: transformers causal language model.
-        tokenizer: its tokenizer.
-        pairs: (prompt, answer); the answer holds its stop.
-        lora: shape of the adapter.
-        recipe: how to train. With `save_every`, a run that was interrupted goes on from the
-            last resume point in `out_dir`.
-        out_dir: gets adapter_config.json and adapter_model.safetensors.
-        base_id: goes into the adapter's config; a plain name, never a path.
-        checkpoint: called before every step; may block or raise to cancel.
+    """Trains a LoRA on (prompt, answer) pairs; the answers hold their stop. See `train_tokens`.
 
     Raises:
         InvalidArgumentError: no usable pairs, or no such target modules.
@@ -84,6 +68,52 @@ def train_lora(
             f"got {len(pairs)} pairs of which {skipped} are empty or longer than "
             f"{recipe.max_tokens} tokens; expected at least one to train on"
         )
+    summary = train_tokens(
+        model=model,
+        examples=examples,
+        lora=lora,
+        recipe=recipe,
+        out_dir=out_dir,
+        base_id=base_id,
+        checkpoint=checkpoint,
+    )
+    return replace(summary, skipped_examples=skipped)
+
+
+def train_tokens(
+    *,
+    model: Any,
+    examples: Sequence[TokenPair],
+    lora: LoraSettings,
+    recipe: DistillRecipe,
+    out_dir: Path,
+    base_id: str = "",
+    start_from: Path | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
+) -> TrainSummary:
+    """Trains a LoRA and writes a PEFT directory.
+
+    The loss counts the answers' tokens only (see `losses`), AdamW, warm-up and linear decay,
+    length-bucketed batches. fp32 on CPU, bf16 autocast on a GPU. The same arguments give the same
+    adapter on the same machine. The model is left without the adapter, frozen and in evaluation
+    mode.
+
+    Args:
+        model: transformers causal language model.
+        examples: at least one, none longer than `recipe.max_tokens`.
+        lora: shape of the adapter.
+        recipe: how to train. With `save_every`, a run that was interrupted goes on from the
+            last resume point in `out_dir`.
+        out_dir: gets adapter_config.json and adapter_model.safetensors.
+        base_id: goes into the adapter's config; a plain name, never a path.
+        start_from: PEFT directory of an adapter of the same shape to go on from; by default a
+            fresh one.
+        checkpoint: called before every step; may block or raise to cancel.
+
+    Raises:
+        InvalidArgumentError: no such target modules, or `start_from` has another shape.
+        FloatingPointError: the loss is not finite.
+    """
     total = recipe.total_steps(len(examples))
     batches = plan_batches(
         [len(example) for example in examples],
@@ -92,14 +122,15 @@ def train_lora(
         seed=recipe.seed,
     )
     adapted = _attach(model, lora, recipe.seed, base_id)
-    resume = ResumePoint(out_dir, identity=(lora, recipe, base_id, examples))
     try:
+        start = load_weights(adapted, start_from) if start_from else ""
+        resume = ResumePoint(out_dir, identity=(lora, recipe, base_id, start, examples))
         summary = _run(adapted, examples, batches, lora, recipe, resume, checkpoint)
         save_adapter(adapted, out_dir, dtype=getattr(torch, recipe.weights_dtype))
         resume.clear()
     finally:
         _detach(adapted, model)
-    return replace(summary, skipped_examples=skipped)
+    return summary
 
 
 def _run(
@@ -130,7 +161,10 @@ def _run(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step, total)
         with _dropout_seed(lora, recipe.seed, step), _precision(device):
-            loss = _answer_loss(adapted, ids_BT.to(device), labels_BT.to(device), keep)
+            logits_BKV = adapted(
+                input_ids=ids_BT.to(device), use_cache=False, logits_to_keep=keep
+            ).logits
+            loss = _answer_loss(logits_BKV, labels_BT.to(device), batch, recipe)
         loss.backward()  # type: ignore[no-untyped-call]
         if recipe.max_gradient_norm:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
@@ -159,36 +193,31 @@ def _run(
     )
 
 
-def collate(batch: Sequence[TokenPair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Puts examples side by side, padded on the right.
-
-    Under causal attention no real token sees the padding behind it, so no mask is needed and
-    attention takes its fastest path.
-
-    Returns:
-        ids and labels, both [B, T] int64 (labels are -100 except on answers), and the number of
-        last positions whose logits the loss needs.
-    """
-    width = max(map(len, batch))
-    ids_BT = torch.full((len(batch), width), pad_id, dtype=torch.int64)
-    labels_BT = torch.full((len(batch), width), IGNORED, dtype=torch.int64)
-    for row, example in enumerate(batch):
-        start, end = len(example.prompt_ids), len(example)
-        ids_BT[row, :end] = torch.tensor(example.prompt_ids + example.answer_ids)
-        labels_BT[row, start:end] = ids_BT[row, start:end]
-    first_answer = max(1, min(len(example.prompt_ids) for example in batch))
-    return ids_BT, labels_BT, width - first_answer + 1
-
-
 def _answer_loss(
-    model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor, keep: int
+    logits_BKV: torch.Tensor,
+    labels_BT: torch.Tensor,
+    batch: Sequence[TokenPair],
+    recipe: DistillRecipe,
 ) -> torch.Tensor:
-    """Returns the mean of -log p(answer token | everything before it)."""
-    logits_BKV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=keep).logits
+    """Returns the loss of a batch: cross entropy, chunk loss, or both by `soft_share`."""
     # Position t predicts token t + 1; the last one predicts nothing we know.
     scores_NV = logits_BKV[:, :-1].float().flatten(0, 1)
-    wanted_N = labels_BT[:, labels_BT.shape[1] - keep + 1 :].flatten()
-    return F.cross_entropy(scores_NV, wanted_N, ignore_index=IGNORED)
+    scored = logits_BKV.shape[1] - 1
+    wanted_N = labels_BT[:, -scored:].flatten()
+    if recipe.soft_share == 0.0 and not any(example.weights for example in batch):
+        return F.cross_entropy(scores_NV, wanted_N, ignore_index=IGNORED)
+    weights_BT, chunk_BT, teacher_C = collate_signals(batch, labels_BT.shape[1])
+    loss = scores_NV.new_zeros(())
+    if recipe.soft_share < 1.0:
+        weights_N = weights_BT[:, -scored:].flatten().to(scores_NV)
+        loss = (1.0 - recipe.soft_share) * weighted_cross_entropy(scores_NV, wanted_N, weights_N)
+    if recipe.soft_share > 0.0:
+        chunk_N = chunk_BT[:, -scored:].flatten().to(scores_NV.device)
+        soft = chunk_loss(
+            scores_NV, wanted_N, chunk_N, teacher_C.to(scores_NV), recipe.soft_temperature
+        )
+        loss = loss + recipe.soft_share * soft
+    return loss
 
 
 def _attach(model: Any, lora: LoraSettings, seed: int, base_id: str) -> Any:
