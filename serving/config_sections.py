@@ -194,7 +194,10 @@ class UpgradeSection(Section):
     """Defaults of upgrades; the transfer package reads them."""
 
     margin: float = Field(default=0.05, gt=0, lt=1)
-    """How much worse than the source the shadow may be, in accuracy or agreement (0 to 1)."""
+    """How much worse than the source the shadow may be, in accuracy (0 to 1)."""
+    label_free_margin: float | None = Field(default=None, gt=0, lt=1)
+    """Share of answers that may differ from the source's where true answers are unknown. None
+    takes the margin: the only bound that holds whatever the differences are."""
     confidence: float = Field(default=0.96, gt=0.5, lt=1)
     """Of the gate's two-sided intervals: an adapter worse by the margin is promoted with a
     probability of at most (1 - confidence) / 2, over all attempts."""

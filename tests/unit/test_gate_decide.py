@@ -1,7 +1,6 @@
+import json
 from dataclasses import replace
-from statistics import NormalDist
 
-import numpy as np
 import pytest
 
 from lorebase.transfer.evaluate import (
@@ -12,9 +11,8 @@ from lorebase.transfer.evaluate import (
     entrusted_evidence,
     label_free_evidence,
     matches,
-    promotion_power,
 )
-from lorebase.transfer.evaluate.paired import score_statistic
+from lorebase.v1 import upgrade_pb2
 
 POLICY = GatePolicy()
 
@@ -58,7 +56,7 @@ def test_inconclusive_is_retried_while_attempts_are_left_and_never_passes() -> N
     decision = decide(unclear, POLICY, attempts_left=1)
     assert decision.verdict == "retry"
     assert "inconclusive" in decision.reason
-    assert "inputs would make that 90%" in decision.reason
+    assert "inputs an equal shadow with as many flips passes in 90% of cases" in decision.reason
     assert decide(unclear, POLICY).verdict == "reject"
 
 
@@ -77,10 +75,11 @@ def test_too_few_inputs_decide_nothing_however_good_they_look() -> None:
 
 
 def test_flips_beyond_the_budget_block_even_when_as_many_are_gained() -> None:
-    decision = decide(evidence(n=1000, losses=60, gains=60, source_wrong=100), POLICY)
+    narrow = replace(POLICY, negative_flip_budget=0.02)
+    decision = decide(evidence(n=400, losses=10, gains=10, source_wrong=100), narrow)
     assert decision.interval_low > -0.05
     assert decision.verdict == "reject"
-    assert "0.060 of the inputs got worse, the budget is 0.050" in decision.reason
+    assert "0.025 of the inputs got worse, the budget is 0.020" in decision.reason
 
 
 def test_a_shadow_that_is_worse_than_the_bare_next_base_is_rejected_for_good() -> None:
@@ -94,23 +93,69 @@ def test_a_shadow_that_is_worse_than_the_bare_next_base_is_rejected_for_good() -
     assert (decision.bare_score, decision.few_shot_score) == (0.9, 0.95)
 
 
-def test_label_free_evidence_is_agreement_with_the_source_at_its_own_margin() -> None:
-    source = [f"answer {n}" for n in range(200)]
-    shadow = [f"{text} " if n >= 6 else "other" for n, text in enumerate(source)]
-    seen = label_free_evidence(source, shadow, ["x"] * 200)
+def test_label_free_evidence_is_agreement_with_the_source_at_the_margin() -> None:
+    source = [f"answer {n}" for n in range(205)]
+    shadow = [f"{text} " if n >= 3 else "other" for n, text in enumerate(source)]
+    seen = label_free_evidence(source, shadow, ["x"] * 205)
     decision = decide(seen, POLICY)
     assert decision.verdict == "promote"
     assert decision.evidence == "label-free"
-    assert (decision.source_score, decision.shadow_score) == (1.0, 0.97)
+    assert (decision.source_score, decision.shadow_score) == (1.0, 202 / 205)
     assert decision.margin == decision.negative_flip_budget == POLICY.label_free_margin
     assert decision.interval_low > -POLICY.label_free_margin
 
 
-def test_label_free_disagreement_beyond_its_margin_is_not_promoted() -> None:
-    source = [f"answer {n}" for n in range(200)]
-    shadow = [text if n >= 16 else "other" for n, text in enumerate(source)]
-    decision = decide(label_free_evidence(source, shadow, ["x"] * 200), POLICY, attempts_left=1)
+def test_label_free_disagreement_is_held_to_the_margin_since_all_of_it_may_be_losses() -> None:
+    source = [f"answer {n}" for n in range(205)]
+    shadow = [text if n >= 12 else "other" for n, text in enumerate(source)]
+    decision = decide(label_free_evidence(source, shadow, ["x"] * 205), POLICY, attempts_left=1)
     assert decision.verdict == "retry"
+    assert "inconclusive" in decision.reason
+
+
+def test_every_decision_states_its_power_and_its_risk() -> None:
+    decision = decide(evidence(n=240, losses=2, gains=2), POLICY)
+    assert decision.alpha == pytest.approx(0.02)
+    powers = dict(decision.power_at)
+    assert list(powers) == sorted(powers)
+    assert powers[0.005] > powers[0.02] > powers[0.04]
+    assert powers[0.005] > decision.power > powers[0.01]  # it changed 4 of 480
+    for text in ("with 240 inputs", "98% at 1.0%", "worse by the margin in at most 2.0%"):
+        assert text in decision.reason
+
+
+def test_the_power_of_label_free_evidence_counts_every_change_as_a_loss() -> None:
+    source = [f"answer {n}" for n in range(240)]
+    decision = decide(label_free_evidence(source, source, ["x"] * 240), POLICY)
+    entrusted = decide(evidence(n=240), POLICY)
+    assert dict(decision.power_at)[0.02] < dict(entrusted.power_at)[0.02]
+    assert dict(decision.power_at)[0.04] < 0.2
+
+
+def test_several_attempts_share_the_risk() -> None:
+    twice = replace(POLICY, attempts=2)
+    assert twice.alpha == pytest.approx(0.01)
+    border = evidence(n=205, losses=3, gains=0, source_wrong=20)
+    assert decide(border, POLICY).verdict == "promote"
+    stricter = decide(border, twice)
+    assert stricter.verdict == "reject"
+    assert stricter.interval_low < decide(border, POLICY).interval_low
+
+
+def test_the_tenants_own_verdict_is_judged_like_entrusted_answers() -> None:
+    targets = ["a"] * 200
+    seen = entrusted_evidence(targets, targets, targets, ["x"] * 200, kind="tenant")
+    decision = decide(seen, POLICY)
+    assert (decision.verdict, decision.evidence) == ("promote", "tenant")
+    assert decision.margin == POLICY.margin
+
+
+def test_a_prompt_that_beats_the_adapter_is_told_but_refuses_nothing() -> None:
+    weak = replace(evidence(source_wrong=80), few_shot_correct=judged(190, 10))
+    decision = decide(weak, POLICY)
+    assert decision.verdict == "promote"
+    assert "seeds in its prompt is surely better (by 0.350)" in decision.reason
+    assert "seeds in its prompt" not in decide(evidence(), POLICY).reason
 
 
 def test_entrusted_evidence_compares_with_the_true_answers() -> None:
@@ -126,58 +171,21 @@ def test_entrusted_evidence_compares_with_the_true_answers() -> None:
 def test_a_decision_is_plain_data_with_the_contracts_fields() -> None:
     value = decide(evidence(), POLICY).as_dict()
     assert set(value) == set(Decision.__dataclass_fields__)
-    assert all(isinstance(item, str | int | float) for item in value.values())
-
-
-def simulate(policy: GatePolicy, n: int, p_gain: float, p_loss: float, seed: int) -> float:
-    """Share of promotions over 20,000 simulated evaluations.
-
-    The gate itself judges the most frequent outcomes; the criterion that it must agree with
-    there judges them all.
-    """
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, [p_gain, p_loss, 1 - p_gain - p_loss], size=20_000)
-    kinds, repeats = np.unique(counts[:, :2], axis=0, return_counts=True)
-    critical = NormalDist().inv_cdf(0.5 + policy.confidence / 2)
-    shown = score_statistic(kinds[:, 0], kinds[:, 1], n, -policy.margin) > critical
-    promoted = shown & (kinds[:, 1] / n <= policy.negative_flip_budget)
-    for at in np.argsort(-repeats)[:12]:
-        gains, losses = kinds[at].tolist()
-        seen = evidence(n, losses=losses, gains=gains, source_wrong=n // 5)
-        assert (decide(seen, policy).verdict == "promote") == bool(promoted[at])
-    return float(repeats[promoted].sum() / 20_000)
-
-
-@pytest.mark.parametrize(
-    ("n", "p_gain", "p_loss"),
-    [(100, 0.0, 0.05), (200, 0.01, 0.06), (300, 0.02, 0.07), (400, 0.05, 0.1), (200, 0.0, 0.08)],
-)
-def test_an_adapter_worse_by_the_margin_is_promoted_at_most_as_often_as_designed(
-    n: int, p_gain: float, p_loss: float
-) -> None:
-    assert simulate(POLICY, n, p_gain, p_loss, seed=n) <= 0.035
-
-
-@pytest.mark.parametrize(("flips", "at_least"), [(0.0, 1.0), (0.01, 0.95), (0.02, 0.84)])
-def test_an_equal_adapter_is_promoted_nearly_always_at_200_inputs(
-    flips: float, at_least: float
-) -> None:
-    assert simulate(POLICY, 200, flips, flips, seed=1) >= at_least
-
-
-@pytest.mark.parametrize("n", [100, 200, 500])
-def test_the_level_holds_at_the_worst_loss_rate(n: int) -> None:
-    # Exact, over every way to lose 5 points: pure losses up to as many gains as losses + 5%.
-    for gains in np.linspace(0.0, 0.3, 13):
-        false = promotion_power(
-            n, margin=0.05, flip_rate=float(gains) + 0.05, confidence=0.95, difference=-0.05
-        )
-        assert false <= 0.035
+    contract = set(upgrade_pb2.Decision.DESCRIPTOR.fields_by_name)
+    assert contract <= set(value)
+    assert json.loads(json.dumps(value))["power_at"][0][0] == 0.005
+    assert all(isinstance(value[name], str | int | float) for name in contract)
 
 
 @pytest.mark.parametrize(
     "broken",
-    [{"margin": 0.0}, {"confidence": 1.0}, {"negative_flip_budget": 1.0}, {"min_examples": 0}],
+    [
+        {"margin": 0.0},
+        {"confidence": 1.0},
+        {"negative_flip_budget": 1.0},
+        {"min_examples": 0},
+        {"attempts": 0},
+    ],
 )
 def test_senseless_policies_are_refused(broken: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):

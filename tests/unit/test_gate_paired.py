@@ -6,8 +6,11 @@ from scipy.optimize import minimize_scalar
 
 from lorebase.transfer.evaluate import promotion_power, required_n
 from lorebase.transfer.evaluate.paired import (
+    MAX_EXACT,
     Paired,
+    critical_value,
     difference_interval,
+    is_non_inferior,
     mcnemar_p_value,
     paired,
     rate_upper_bound,
@@ -106,26 +109,66 @@ def test_rates_have_exact_bounds_and_mcnemar_is_exact() -> None:
 def test_power_is_what_simulation_finds() -> None:
     rng = np.random.default_rng(1)
     counts = rng.multinomial(200, [0.02, 0.02, 0.96], size=40_000)
-    simulated = (score_statistic(counts[:, 0], counts[:, 1], 200, -0.05) > 1.959964).mean()
-    exact = promotion_power(200, margin=0.05, flip_rate=0.02, confidence=0.95)
-    assert exact == pytest.approx(float(simulated), abs=0.01)
+    z = score_statistic(counts[:, 0], counts[:, 1], 200, -0.05)
+    passed = z > critical_value(200, 0.05, 0.02)
+    exact = promotion_power(200, margin=0.05, flip_rate=0.02, alpha=0.02)
+    assert exact == pytest.approx(float(passed.mean()), abs=0.01)
+    few = passed & (counts[:, 1] <= 4)
+    bounded = promotion_power(200, margin=0.05, flip_rate=0.02, alpha=0.02, max_losses=4)
+    assert bounded == pytest.approx(float(few.mean()), abs=0.01)
+    assert bounded < exact - 0.05
+
+
+@pytest.mark.parametrize("n", [20, 57, 100, 205])
+@pytest.mark.parametrize("alpha", [0.02, 0.01])
+def test_the_level_is_exact_whatever_the_flips(n: int, alpha: float) -> None:
+    # Rates between the points of the grid on which the critical value was found.
+    worst = max(
+        promotion_power(
+            n, margin=0.05, flip_rate=float(gains) + 0.05, alpha=alpha, difference=-0.05
+        )
+        for gains in np.linspace(0.0003, 0.4747, 37)
+    )
+    assert worst <= 1.005 * alpha
+
+
+def test_an_adapter_worse_by_more_than_the_margin_passes_more_rarely() -> None:
+    for gains in (0.0, 0.03):
+        rates = [
+            promotion_power(150, margin=0.05, flip_rate=gains + loss, alpha=0.02, difference=-loss)
+            for loss in (0.05, 0.06, 0.08, 0.12)
+        ]
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_the_critical_value_is_near_the_normal_quantile_and_takes_it_for_many_inputs() -> None:
+    assert critical_value(500, 0.05, 0.02) == pytest.approx(2.054, abs=0.03)
+    assert critical_value(MAX_EXACT + 1, 0.05, 0.02) == pytest.approx(2.0537, abs=1e-4)
+
+
+def test_the_interval_says_what_the_exact_test_says_but_for_one_loss() -> None:
+    shown = [is_non_inferior(table(240, 0, losses), 0.05, 0.02) for losses in range(14)]
+    inside = [difference_interval(table(240, 0, losses), 0.96)[0] > -0.05 for losses in range(14)]
+    assert shown == sorted(shown, reverse=True)
+    assert abs(sum(shown) - sum(inside)) <= 1
+    assert 3 <= sum(shown) <= 8
 
 
 def test_an_equal_adapter_passes_with_200_inputs() -> None:
-    for flips, power in ((0.0, 0.999), (0.005, 0.98), (0.01, 0.95), (0.015, 0.9), (0.02, 0.85)):
-        assert promotion_power(200, margin=0.05, flip_rate=flips, confidence=0.95) > power
+    for flips, power in ((0.0, 0.999), (0.005, 0.98), (0.01, 0.94), (0.02, 0.79)):
+        assert promotion_power(200, margin=0.05, flip_rate=flips, alpha=0.02) > power
 
 
 def test_required_n_gives_the_power_that_was_asked_for() -> None:
-    n = required_n(0.05, 0.02, 0.95, 0.9)
-    assert 200 < n < 260
-    assert promotion_power(n, margin=0.05, flip_rate=0.02, confidence=0.95) >= 0.9
-    assert required_n(0.05, 0.05, 0.95, 0.9) > n
-    assert required_n(0.10, 0.02, 0.95, 0.9) < n
+    n = required_n(0.05, 0.02, 0.02, 0.9)
+    assert 220 < n < 280
+    assert promotion_power(n, margin=0.05, flip_rate=0.02, alpha=0.02) >= 0.885
+    assert required_n(0.05, 0.05, 0.02, 0.9) > n
+    assert required_n(0.10, 0.02, 0.02, 0.9) < n
     with pytest.raises(ValueError, match="wider margin"):
-        required_n(0.0005, 0.2)
+        required_n(0.0005, 0.2, 0.02)
 
 
 def test_impossible_rates_are_refused() -> None:
     with pytest.raises(ValueError, match="not negative"):
-        promotion_power(100, margin=0.05, flip_rate=0.01, confidence=0.95, difference=-0.05)
+        promotion_power(100, margin=0.05, flip_rate=0.01, alpha=0.02, difference=-0.05)

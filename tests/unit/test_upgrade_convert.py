@@ -25,6 +25,9 @@ DECISION = Decision(
     negative_flip_rate=0.03,
     negative_flip_bound=0.06,
     negative_flip_budget=0.1,
+    alpha=0.02,
+    power=0.9,
+    power_at=((0.01, 0.95),),
     reason="120 inputs",
 )
 

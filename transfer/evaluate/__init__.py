@@ -1,20 +1,21 @@
 """Scores systems on the same inputs and decides whether one may replace the other."""
 
-from .gate import (
-    Decision,
+from .evidence import (
     Evidence,
-    GatePolicy,
-    decide,
+    EvidenceKind,
     entrusted_evidence,
     label_free_evidence,
     matches,
 )
+from .gate import Decision, decide
 from .paired import promotion_power, required_n
+from .policy import GatePolicy
 from .score import score
 
 __all__ = [
     "Decision",
     "Evidence",
+    "EvidenceKind",
     "GatePolicy",
     "decide",
     "entrusted_evidence",

@@ -1,86 +1,30 @@
 """The gate: may the shadow take over? Pure; the statistics are in `paired`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from .evidence import Evidence, EvidenceKind
 from .paired import (
     Paired,
     difference_interval,
+    is_non_inferior,
     mcnemar_p_value,
     paired,
     promotion_power,
     rate_upper_bound,
     required_n,
 )
+from .policy import GatePolicy
 
-EvidenceKind = Literal["entrusted", "label-free"]
 Verdict = Literal["promote", "retry", "reject"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatePolicy:
-    """What a promotion takes.
-
-    A shadow that is truly worse by the margin is promoted with probability at most about
-    (1 - confidence) / 2 a decision, so at most twice that over two attempts.
-    """
-
-    margin: float = 0.05
-    """Largest tolerated loss of accuracy on true answers (0 to 1)."""
-    label_free_margin: float = 0.10
-    """Largest tolerated disagreement with the source where true answers are unknown. Twice the
-    margin: an equally good adapter differs to the better as often as to the worse, and without
-    answers both look alike."""
-    confidence: float = 0.95
-    """Of the two-sided interval of the difference."""
-    negative_flip_budget: float = 0.05
-    """Largest share of inputs that the source had right and the shadow has wrong, as seen (its
-    upper bound is reported). What the sample may hide is bounded by the margin already; bounding
-    it here again would refuse equal adapters, because a retraining that changes nothing on
-    average still flips 1 to 5 %. Without true answers the label-free margin takes its place."""
-    min_examples: int = 100
-    """Fewer inputs decide nothing."""
-    hopeless_loss: float = 0.60
-    """A shadow that is surely worse by this is rejected at once, to save background time. Smaller
-    gaps are worth another attempt: twice the data and steps has closed one of 0.31."""
-
-    def __post_init__(self) -> None:
-        """Checks the bounds."""
-        for name in ("margin", "label_free_margin", "hopeless_loss"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"got {name}={getattr(self, name)}, expected between 0 and 1")
-        if not 0.5 < self.confidence < 1 or not 0 <= self.negative_flip_budget < 1:
-            raise ValueError(
-                f"got confidence {self.confidence} and flip budget {self.negative_flip_budget}, "
-                "expected 0.5 < confidence < 1 and 0 <= budget < 1"
-            )
-        if self.min_examples < 1:
-            raise ValueError(f"got min_examples={self.min_examples}, expected at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Judgements of the systems on the same inputs, in the same order.
-
-    `entrusted`: whether each answer is right. `label-free`: whether it equals the source's, so
-    `source_correct` is all True.
-    """
-
-    kind: EvidenceKind
-    source_correct: tuple[bool, ...]
-    """Old base with the old adapter."""
-    shadow_correct: tuple[bool, ...]
-    """Next base with the new adapter."""
-    bare_correct: tuple[bool, ...]
-    """Next base alone."""
-    few_shot_correct: tuple[bool, ...] = ()
-    """Next base with the seeds in its prompt; reported only. Empty if it was not asked."""
+POWER_FLIPS = (0.005, 0.01, 0.02, 0.04)
+"""Shares of answers that change, at which every decision states its power."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the gate saw and said: the fields of lorebase.v1.Decision."""
+    """What the gate saw and said: the fields of lorebase.v1.Decision, and its power."""
 
     verdict: Verdict
     evidence: EvidenceKind
@@ -98,6 +42,13 @@ class Decision:
     negative_flip_bound: float
     """Exact upper bound at the policy's confidence."""
     negative_flip_budget: float
+    alpha: float
+    """Largest probability with which this decision promotes a shadow worse by the margin."""
+    power: float
+    """Probability that a shadow as good as the source passes with so many inputs, if it changes
+    as many answers as this one."""
+    power_at: tuple[tuple[float, float], ...]
+    """The same for other shares of changed answers: pairs of share and power."""
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,51 +65,13 @@ class _Finding:
     retry_may_help: bool = True
 
 
-def entrusted_evidence(
-    targets: Sequence[str],
-    source: Sequence[str],
-    shadow: Sequence[str],
-    bare: Sequence[str],
-    few_shot: Sequence[str] = (),
-) -> Evidence:
-    """Compares answers with true ones; every sequence holds one answer an input."""
-    return Evidence(
-        kind="entrusted",
-        source_correct=matches(source, targets),
-        shadow_correct=matches(shadow, targets),
-        bare_correct=matches(bare, targets),
-        few_shot_correct=matches(few_shot, targets) if few_shot else (),
-    )
-
-
-def label_free_evidence(
-    source: Sequence[str],
-    shadow: Sequence[str],
-    bare: Sequence[str],
-    few_shot: Sequence[str] = (),
-) -> Evidence:
-    """Compares answers with the source's; every sequence holds one answer an input."""
-    return Evidence(
-        kind="label-free",
-        source_correct=(True,) * len(source),
-        shadow_correct=matches(shadow, source),
-        bare_correct=matches(bare, source),
-        few_shot_correct=matches(few_shot, source) if few_shot else (),
-    )
-
-
-def matches(answers: Sequence[str], wanted: Sequence[str]) -> tuple[bool, ...]:
-    """Returns for each answer whether it equals the wanted one, spaces around it aside."""
-    return tuple(a.strip() == b.strip() for a, b in zip(answers, wanted, strict=True))
-
-
 def decide(evidence: Evidence, policy: GatePolicy, *, attempts_left: int = 0) -> Decision:
     """Decides whether the shadow is promoted.
 
-    Promote if and only if, on enough inputs, (1) the lower bound of shadow - source is above
-    -margin, (2) negative flips are within budget, and (3) the lower bound of shadow - bare is
-    above -margin. Otherwise retry while attempts are left, unless another attempt can't help;
-    inconclusive is never a pass.
+    Promote if and only if, on enough inputs, (1) shadow - source is surely above -margin, (2)
+    negative flips are within budget, and (3) shadow - bare is surely above -margin. Otherwise
+    retry while attempts are left, unless another attempt can't help; inconclusive is never a
+    pass.
 
     Args:
         evidence: judgements on the same inputs.
@@ -171,13 +84,12 @@ def decide(evidence: Evidence, policy: GatePolicy, *, attempts_left: int = 0) ->
     source = paired(evidence.source_correct, evidence.shadow_correct)
     bare = paired(evidence.bare_correct, evidence.shadow_correct)
     few_shot = evidence.few_shot_correct
-    label_free = evidence.kind == "label-free"
-    margin = policy.label_free_margin if label_free else policy.margin
-    budget = policy.label_free_margin if label_free else policy.negative_flip_budget
-    interval = difference_interval(source, policy.confidence)
+    label_free = evidence.label_free
+    margin, budget = policy.margin_for(label_free), policy.flip_budget_for(label_free)
+    interval = difference_interval(source, policy.interval_confidence)
     findings = [
         _size(source.n, policy, label_free),
-        _against_source(source, interval, margin, policy),
+        _against_source(source, interval, margin, policy, label_free),
         _flips(source, budget),
         _against_bare(bare, margin, policy),
     ]
@@ -186,6 +98,8 @@ def decide(evidence: Evidence, policy: GatePolicy, *, attempts_left: int = 0) ->
     if failed:
         may_help = all(finding.retry_may_help for finding in failed)
         verdict = "retry" if attempts_left > 0 and may_help else "reject"
+    power = _Power(source.n, margin, budget, policy.alpha, label_free)
+    notes = [power.text(), *_few_shot_note(few_shot, evidence, policy)]
     return Decision(
         verdict=verdict,
         evidence=evidence.kind,
@@ -199,10 +113,56 @@ def decide(evidence: Evidence, policy: GatePolicy, *, attempts_left: int = 0) ->
         interval_high=interval[1],
         margin=margin,
         negative_flip_rate=source.loss_rate,
-        negative_flip_bound=rate_upper_bound(source.losses, source.n, policy.confidence),
+        negative_flip_bound=rate_upper_bound(source.losses, source.n, policy.interval_confidence),
         negative_flip_budget=budget,
-        reason="; ".join(finding.text for finding in failed or findings),
+        alpha=policy.alpha,
+        power=power.at(_seen_flips(source, label_free)),
+        power_at=tuple((share, power.at(share)) for share in POWER_FLIPS),
+        reason="; ".join([*(finding.text for finding in failed or findings), *notes]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Power:
+    """What a good shadow's chances are with this evidence."""
+
+    n: int
+    margin: float
+    budget: float
+    alpha: float
+    label_free: bool
+
+    def at(self, flips: float) -> float:
+        """Returns the power where a share `flips` of the right answers turns wrong.
+
+        With true answers as many turn right. Without, every change counts as a loss, and what
+        the number says is how often a shadow that changes so many answers passes.
+        """
+        # Beyond this no table is possible.
+        flips = min(flips, 1.0 if self.label_free else 0.5)
+        return promotion_power(
+            self.n,
+            margin=self.margin,
+            flip_rate=flips,
+            alpha=self.alpha,
+            difference=-flips if self.label_free else 0.0,
+            max_losses=int(self.budget * self.n + 1e-9),
+        )
+
+    def text(self) -> str:
+        """Returns one clause for people."""
+        figures = ", ".join(f"{self.at(share):.0%} at {share:.1%}" for share in POWER_FLIPS)
+        who = "a shadow" if self.label_free else "an equally good shadow"
+        return (
+            f"with {self.n} inputs {who} passes in {figures} of changed answers, one that is worse "
+            f"by the margin in at most {self.alpha:.1%} of cases"
+        )
+
+
+def _seen_flips(table: Paired, label_free: bool) -> float:
+    """Returns the share of changes that was seen, at least half an input: none is never sure."""
+    changes = float(table.losses) if label_free else (table.losses + table.gains) / 2.0
+    return max(changes, 0.5) / table.n
 
 
 def _size(n: int, policy: GatePolicy, label_free: bool) -> _Finding:
@@ -214,7 +174,11 @@ def _size(n: int, policy: GatePolicy, label_free: bool) -> _Finding:
 
 
 def _against_source(
-    table: Paired, interval: tuple[float, float], margin: float, policy: GatePolicy
+    table: Paired,
+    interval: tuple[float, float],
+    margin: float,
+    policy: GatePolicy,
+    label_free: bool,
 ) -> _Finding:
     low, high = interval
     seen = (
@@ -222,46 +186,52 @@ def _against_source(
         f"{table.losses} inputs lost, {table.gains} gained, McNemar p = "
         f"{mcnemar_p_value(table):.2g})"
     )
-    if low > -margin:
+    if is_non_inferior(table, margin, policy.alpha):
         return _Finding(passed=True, text=f"{seen}: surely within the margin of {margin:.3f}")
     if high < -policy.hopeless_loss:
         text = f"{seen}: so far below the source that another attempt won't help"
         return _Finding(passed=False, text=text, retry_may_help=False)
     if high < -margin:
         return _Finding(passed=False, text=f"{seen}: surely worse than the margin of {margin:.3f}")
-    return _Finding(
-        passed=False,
-        text=f"{seen}: inconclusive at a margin of {margin:.3f}{_advice(table, margin, policy)}",
-    )
+    advice = "" if label_free else _advice(table, margin, policy)
+    return _Finding(passed=False, text=f"{seen}: inconclusive at a margin of {margin:.3f}{advice}")
 
 
 def _advice(table: Paired, margin: float, policy: GatePolicy) -> str:
-    """Says how many inputs would settle it for an adapter that flips as much as this one."""
-    flips = max((table.losses + table.gains) / (2 * table.n), 1 / (2 * table.n))
-    power = promotion_power(table.n, margin=margin, flip_rate=flips, confidence=policy.confidence)
+    """Says how many inputs would settle it for an equal shadow that flips as much as this one."""
     try:
-        needed = required_n(margin, flips, policy.confidence)
+        needed = required_n(margin, _seen_flips(table, False), policy.alpha)
     except ValueError:
         return ""
-    return (
-        f" (with {table.n} inputs and as many flips, an equal adapter passes in {power:.0%} of "
-        f"cases; {needed} inputs would make that 90%)"
-    )
+    return f" (with about {needed} inputs an equal shadow with as many flips passes in 90% of cases)"
 
 
 def _flips(table: Paired, budget: float) -> _Finding:
     text = f"{table.loss_rate:.3f} of the inputs got worse, the budget is {budget:.3f}"
-    return _Finding(passed=table.loss_rate <= budget, text=text)
+    return _Finding(passed=table.losses <= budget * table.n + 1e-9, text=text)
 
 
 def _against_bare(table: Paired, margin: float, policy: GatePolicy) -> _Finding:
-    low, high = difference_interval(table, policy.confidence)
+    low, high = difference_interval(table, policy.interval_confidence)
     text = (
         f"shadow minus bare next base is {table.difference:+.3f} (interval {low:+.3f} to "
         f"{high:+.3f})"
     )
-    if low > -margin:
+    if is_non_inferior(table, margin, policy.alpha):
         return _Finding(passed=True, text=text)
     # The shadow imitates the source: if the bare base is surely better, no attempt changes that.
     text += ": it may be worse than no adapter at all"
     return _Finding(passed=False, text=text, retry_may_help=high >= -margin)
+
+
+def _few_shot_note(few_shot: tuple[bool, ...], evidence: Evidence, policy: GatePolicy) -> list[str]:
+    """Says when a prompt alone does better: no reason to refuse, but one to rethink the adapter."""
+    if not few_shot or evidence.label_free:
+        return []
+    table = paired(few_shot, evidence.shadow_correct)
+    _, high = difference_interval(table, policy.interval_confidence)
+    if high >= 0.0:
+        return []
+    return [
+        f"the next base with the seeds in its prompt is surely better (by {-table.difference:.3f})"
+    ]

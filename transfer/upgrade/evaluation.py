@@ -57,9 +57,9 @@ def gate_policy(settings: UpgradeSettings) -> GatePolicy:
     choices = settings.choices
     return GatePolicy(
         margin=choices.margin,
-        # Without true answers an equally good adapter's differences all look like losses.
-        label_free_margin=min(0.99, 2 * choices.margin),
+        label_free_margin=choices.label_free_margin or choices.margin,
         confidence=choices.confidence,
+        attempts=settings.max_attempts,
         negative_flip_budget=choices.negative_flip_budget,
         min_examples=choices.min_examples,
     )

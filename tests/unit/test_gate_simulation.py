@@ -1,0 +1,110 @@
+"""The gate before thousands of simulated adapters: false promotions and power as promised."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from benchmarks.gate_result import summarise
+from benchmarks.gate_simulation import (
+    Adapters,
+    check_against_gate,
+    equal_adapters,
+    largest_safe_bound,
+    losses_beyond,
+    promoted,
+    worse_adapters,
+)
+from benchmarks.gate_study import StudyShape, study
+from lorebase.transfer.evaluate import EvidenceKind, GatePolicy, promotion_power
+
+POLICY = GatePolicy()
+LIMIT = 0.02
+COUNT = 2_000
+
+
+def at_most(limit: float, count: int) -> float:
+    """Three standard errors of a simulated rate above its true limit."""
+    return limit + 3.0 * float(np.sqrt(limit * (1.0 - limit) / count))
+
+
+def rate(adapters: Adapters, kind: EvidenceKind, n: int, policy: GatePolicy = POLICY) -> float:
+    return float(promoted(adapters, kind, n, policy, np.random.default_rng(n)).mean())
+
+
+@pytest.mark.parametrize("kind", ["entrusted", "label-free"])
+def test_two_thousand_adapters_beyond_the_margin_give_at_most_two_per_cent_promotions(
+    kind: EvidenceKind,
+) -> None:
+    rng = np.random.default_rng(4)
+    loss = losses_beyond(COUNT, POLICY.margin, 3.0, rng)
+    assert rate(worse_adapters(COUNT, rng, loss=loss), kind, 205) <= LIMIT
+
+
+@pytest.mark.parametrize("kind", ["entrusted", "label-free"])
+def test_the_simulation_judges_as_the_gate_does(kind: EvidenceKind) -> None:
+    assert check_against_gate(kind, 205, POLICY) == []
+
+
+@pytest.mark.parametrize("share", [(0.0, 0.0), (0.2, 0.2)])
+@pytest.mark.parametrize("kind", ["entrusted", "label-free"])
+def test_even_exactly_at_the_margin_the_limit_holds(
+    kind: EvidenceKind, share: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(5)
+    adapters = worse_adapters(COUNT, rng, loss=np.full(COUNT, POLICY.margin), share=share)
+    assert rate(adapters, kind, 150) <= at_most(LIMIT, COUNT)
+
+
+def test_a_second_attempt_does_not_double_the_risk() -> None:
+    rng = np.random.default_rng(6)
+    twice = GatePolicy(attempts=2)
+    adapters = worse_adapters(COUNT, rng, loss=np.full(COUNT, 0.05), share=(0.1, 0.1))
+    assert rate(adapters, "entrusted", 205, twice) <= at_most(LIMIT, COUNT)
+
+
+@pytest.mark.parametrize("flips", [0.005, 0.02])
+def test_equal_adapters_pass_as_often_as_the_stated_power_says(flips: float) -> None:
+    stated = promotion_power(
+        205, margin=0.05, flip_rate=flips, alpha=POLICY.alpha, max_losses=int(0.05 * 205)
+    )
+    assert rate(equal_adapters(COUNT, flips), "entrusted", 205) == pytest.approx(stated, abs=0.03)
+
+
+def test_without_labels_a_bound_wider_than_the_margin_lets_pure_losses_through() -> None:
+    rng = np.random.default_rng(7)
+    worse = worse_adapters(500, rng, loss=np.full(500, 0.055), share=(0.0, 0.0))
+    safe, rates = largest_safe_bound(
+        worse,
+        205,
+        lambda bound: GatePolicy(label_free_margin=bound),
+        np.array([0.05, 0.10]),
+        LIMIT,
+        rng,
+    )
+    assert safe == 0.05
+    assert rates[1] > 0.3
+
+
+def test_the_suite_names_its_figures_and_fails_on_nothing() -> None:
+    shape = StudyShape(adapters=500, sizes=(100, 205), flips=(0.0, 0.01), bounds=(0.04, 0.1))
+    live = [
+        {
+            "task": "a/x",
+            "steps": steps,
+            "n_seen": 200,
+            "disagreement_seen": seen,
+            "disagreement_true": seen + 0.01,
+            "loss": loss,
+            "promoted": promoted,
+        }
+        for steps, seen, loss, promoted in ((8, 0.3, 0.25, False), (70, 0.005, 0.0, True))
+    ]
+    result = summarise(study(shape), live)
+    assert result.failures == []
+    summary = result.summary
+    assert summary["false_promotion_rate_entrusted_max"] <= at_most(LIMIT, 500)
+    assert summary["safe_bound_losses_only_shift_1"] == 0.04
+    assert summary["live_false_promotions"] == 0
+    assert (summary["live_good_promoted"], summary["live_good"]) == (1, 1)
+    ElementTree.fromstring(result.figure_svg)
