@@ -1,0 +1,149 @@
+"""What a run of the lora-cpu suite says: rows, figures and plot. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..charts import Bar, BarPanel, bar_chart
+from ..load.statistics import percentile
+from ..suite import SuiteResult
+
+COLOURS = {"stock vLLM": "#b8bfca", "lorebase": "#2f6fb5", "no LoRA": "#4b9b6e"}
+NAMES = {"stock": "stock vLLM", "ours": "lorebase", "none": "no LoRA"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One timed piece of work of one arm."""
+
+    workload: str
+    """decode or prefill."""
+    ranks: str
+    """r8 or mixed."""
+    adapters: int
+    arm: str
+    """stock, ours or none."""
+    round: int
+    """Samples of one round were taken right after each other."""
+    tokens: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def cell(self) -> tuple[str, str, int]:
+        """What was measured, whoever did it."""
+        return self.workload, self.ranks, self.adapters
+
+
+Rate = Callable[[Sample], float]
+
+
+def per_wall(sample: Sample) -> float:
+    """Tokens per second."""
+    return sample.tokens / sample.wall_s
+
+
+def per_cpu(sample: Sample) -> float:
+    """Tokens per CPU second, over all threads."""
+    return sample.tokens / sample.cpu_s
+
+
+def ratios(
+    samples: Sequence[Sample], cell: tuple[str, str, int], over: str, rate: Rate
+) -> list[float]:
+    """Returns ours over another arm, round by round."""
+    by = {(s.arm, s.round): rate(s) for s in samples if s.cell == cell}
+    rounds = sorted({r for arm, r in by if arm == "ours"} & {r for arm, r in by if arm == over})
+    return [by["ours", r] / by[over, r] for r in rounds]
+
+
+def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[str]) -> SuiteResult:
+    """Returns rows, summary and plot."""
+    cells = list(dict.fromkeys(sample.cell for sample in samples))
+    summary: dict[str, Any] = {}
+    for workload, ranks, adapters in cells:
+        for arm, name in (("stock", "stock"), ("none", "nolora")):
+            found = ratios(samples, (workload, ranks, adapters), arm, per_wall)
+            if found and adapters == max(n for _, _, n in cells):
+                summary[f"{workload}_{ranks}_{adapters}_vs_{name}"] = _round(percentile(found, 50))
+    return SuiteResult(
+        rows=[row for cell in cells for row in _rows(samples, cell)],
+        summary={**summary, **facts},
+        figure_svg=_figure(samples),
+        failures=failures,
+    )
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {f"p{q}": _round(percentile(values, q)) for q in (20, 50, 80)}
+
+
+def _rows(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[dict[str, Any]]:
+    workload, ranks, adapters = cell
+    head = {"workload": workload, "ranks": ranks, "adapters": adapters}
+    rows: list[dict[str, Any]] = []
+    mine = [sample for sample in samples if sample.cell == cell]
+    for arm in dict.fromkeys(sample.arm for sample in mine):
+        of = sorted((s for s in mine if s.arm == arm), key=lambda s: s.round)
+        rows.append(
+            {
+                "kind": "rate",
+                **head,
+                "arm": arm,
+                "tokens_per_sample": of[0].tokens,
+                "tokens_per_s": _spread([per_wall(s) for s in of]),
+                "tokens_per_cpu_s": _spread([per_cpu(s) for s in of]),
+                "wall_s": [round(s.wall_s, 4) for s in of],
+                "cpu_s": [round(s.cpu_s, 4) for s in of],
+            }
+        )
+    for over in ("stock", "none"):
+        walls = ratios(samples, cell, over, per_wall)
+        if walls:
+            rows.append(
+                {
+                    "kind": "ratio",
+                    **head,
+                    "ours_over": over,
+                    "rounds": len(walls),
+                    "wall": _spread(walls),
+                    "cpu": _spread(ratios(samples, cell, over, per_cpu)),
+                }
+            )
+    return rows
+
+
+def _figure(samples: Sequence[Sample]) -> str:
+    panels = []
+    for (workload, ranks), group in itertools.groupby(samples, key=lambda s: (s.workload, s.ranks)):
+        of = list(group)
+        bars = []
+        for adapters in dict.fromkeys(s.adapters for s in of):
+            for arm, name in NAMES.items():
+                rates = [per_wall(s) for s in of if s.adapters == adapters and s.arm == arm]
+                if rates:
+                    bars.append(
+                        Bar(
+                            group=f"{adapters} adapter{'s' if adapters > 1 else ''}",
+                            series=name,
+                            value=percentile(rates, 50),
+                            low=percentile(rates, 20),
+                            high=percentile(rates, 80),
+                        )
+                    )
+        kind = "all rank 8" if ranks == "r8" else "ranks 8, 16, 64"
+        panels.append(
+            BarPanel(
+                title=f"{workload}, {kind}: tokens per second",
+                bars=tuple(bars),
+                logarithmic=True,
+            )
+        )
+    return bar_chart(panels, COLOURS, label="Tokens per second by LoRA implementation")

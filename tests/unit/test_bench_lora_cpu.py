@@ -1,0 +1,65 @@
+"""What the lora-cpu suite makes of its samples: ratios of neighbours in time, named figures."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from benchmarks.charts import Bar, BarPanel, bar_chart
+from benchmarks.lora.cpu_result import Sample, per_cpu, per_wall, ratios, summarise
+
+
+def _sample(arm: str, round_: int, wall_s: float, **changes: object) -> Sample:
+    values = {
+        "workload": "decode", "ranks": "r8", "adapters": 64, "arm": arm, "round": round_,
+        "tokens": 512 if arm != "stock" else 128, "wall_s": wall_s, "cpu_s": 2 * wall_s,
+    }  # fmt: skip
+    return Sample(**{**values, **changes})  # type: ignore[arg-type]
+
+
+# A machine that gets slower by the round: neighbours still compare.
+SAMPLES = [
+    _sample(arm, number, seconds * (1 + number))
+    for number in range(5)
+    for arm, seconds in (("none", 1.0), ("ours", 1.25), ("stock", 1.0))
+]
+
+
+def test_ratios_compare_rates_within_a_round_whatever_the_amounts_of_work() -> None:
+    cell = ("decode", "r8", 64)
+    assert ratios(SAMPLES, cell, "stock", per_wall) == pytest.approx([3.2] * 5)
+    assert ratios(SAMPLES, cell, "none", per_cpu) == pytest.approx([0.8] * 5)
+    assert ratios(SAMPLES, ("decode", "r8", 8), "none", per_cpu) == []
+
+
+def test_the_summary_names_the_figures_of_the_most_adapters() -> None:
+    few = [_sample(arm, n, 1.0, adapters=8) for arm in ("ours", "stock") for n in range(2)]
+    result = summarise([*few, *SAMPLES], {"dtype": "float32"}, [])
+    assert result.summary == {
+        "decode_r8_64_vs_stock": 3.2,
+        "decode_r8_64_vs_nolora": 0.8,
+        "dtype": "float32",
+    }
+    ratio = next(r for r in result.rows if r["kind"] == "ratio" and r["adapters"] == 64)
+    assert ratio["wall"] == {"p20": 3.2, "p50": 3.2, "p80": 3.2}
+    rates = [r for r in result.rows if r["kind"] == "rate" and r["arm"] == "ours"]
+    assert [r["adapters"] for r in rates] == [8, 64]
+    assert len(rates[1]["wall_s"]) == 5
+
+
+def test_the_plot_is_well_formed_and_higher_bars_are_higher() -> None:
+    bars = [
+        Bar(group="1", series="a", value=10.0, low=9.0, high=11.0),
+        Bar(group="1", series="b & c", value=1000.0),
+        Bar(group="2", series="a", value=None),
+    ]
+    for logarithmic in (False, True):
+        svg = bar_chart(
+            [BarPanel(title="t", bars=tuple(bars), logarithmic=logarithmic)],
+            {"a": "#000000", "b & c": "#ffffff"},
+            label="x",
+        )
+        root = ET.fromstring(svg)
+        drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if len(e)]
+        heights = {next(iter(e)).text: float(e.attrib["height"]) for e in drawn}
+        assert heights["a, 1: 10"] < heights["b & c, 1: 1000"]
+        assert len(heights) == 2
