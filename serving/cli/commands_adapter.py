@@ -1,7 +1,6 @@
 """`lorebase adapter ...` and `lorebase kit build`."""
 
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,6 @@ from .plugins import entry_point
 from .session import Session, command
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from .client import LorebaseClient
 
 app = typer.Typer(help="Register, show and remove adapters.", no_args_is_help=True)
@@ -175,6 +172,8 @@ def build(
 
     Needs no server. The kit goes to the cluster with `lorebase adapter create --kit DIR`.
     """
+    from . import render
+
     run = entry_point("lorebase.commands", "kit-build")
     summary = run(
         data=data,
@@ -186,17 +185,7 @@ def build(
         seed=seed,
         seeds=seeds,
     )
-    session.show(summary, lambda: _summary_table(summary))
-
-
-def _summary_table(summary: Mapping[str, object]) -> "RenderableType":
-    from . import render
-
-    made = render.table("", "")
-    made.show_header = False
-    for key, value in summary.items():
-        made.add_row(key.replace("_", " "), str(value))
-    return made
+    session.show(summary, lambda: render.facts(summary))
 
 
 def _upload_extras(

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,6 +102,66 @@ def promote(
 ) -> None:
     """Route adapters to their shadow versions although the gate did not say so."""
     _show(session, session.client.promote_upgrade(id_, adapter))
+
+
+@command(app, "judge")
+def judge(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="tenant/name")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help='Your examples, JSONL, one {"input", "target"} a line. Sent as prompts only.',
+        ),
+    ] = None,
+    verdict: Annotated[
+        Path | None,
+        typer.Option(
+            "--verdict",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Judge by what somebody's --out wrote, in place of --data.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where the verdict goes: no text of yours."),
+    ] = None,
+    id_: IdOption = "",
+    task_format: Annotated[
+        str, typer.Option("--format", help="Prompt format: document or paper.")
+    ] = "document",
+    shots: Annotated[
+        int, typer.Option(min=0, max=16, help="Examples for the rival without an adapter.")
+    ] = 5,
+    margin: Annotated[float, typer.Option(help="Largest loss of accuracy that you accept.")] = 0.05,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Promote a rejected adapter if the verdict allows it.")
+    ] = False,
+) -> None:
+    """Compare an adapter's old and new version on your own data, which stays with you."""
+    from . import render
+    from .plugins import entry_point
+
+    run = entry_point("lorebase.commands", "upgrade-judge")
+    summary = run(
+        session.client,
+        name,
+        data=data,
+        verdict=verdict,
+        out=out,
+        upgrade_id=id_,
+        format=task_format,
+        shots=shots,
+        margin=margin,
+        promote=promote,
+    )
+    session.show(summary, lambda: render.facts(summary))
 
 
 @command(app, "rollback")

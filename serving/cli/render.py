@@ -1,6 +1,6 @@
 """Adapters, models and routes as tables. Pure: messages in, Rich renderables out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,6 +25,15 @@ def table(*columns: str, title: str | None = None) -> Table:
             overflow="fold",
             no_wrap=number == 0,
         )
+    return made
+
+
+def facts(values: Mapping[str, object]) -> Table:
+    """Returns names and values in two columns."""
+    made = table("", "")
+    made.show_header = False
+    for key, value in values.items():
+        made.add_row(key.replace("_", " "), str(value))
     return made
 
 

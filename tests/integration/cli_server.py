@@ -146,6 +146,7 @@ class Upgrades(upgrade_pb2_grpc.UpgradeServiceServicer):
         self.history: list[upgrade_pb2.Upgrade] = []
         self.starts: list[upgrade_pb2.StartUpgradeRequest] = []
         self.rollbacks: list[upgrade_pb2.RollbackUpgradeRequest] = []
+        self.promotions: list[upgrade_pb2.PromoteUpgradeRequest] = []
 
     def GetUpgrade(
         self, request: upgrade_pb2.GetUpgradeRequest, context: grpc.ServicerContext
@@ -165,6 +166,12 @@ class Upgrades(upgrade_pb2_grpc.UpgradeServiceServicer):
     ) -> Iterator[upgrade_pb2.WatchUpgradeResponse]:
         for upgrade in self.history:
             yield upgrade_pb2.WatchUpgradeResponse(upgrade=upgrade)
+
+    def PromoteUpgrade(
+        self, request: upgrade_pb2.PromoteUpgradeRequest, context: grpc.ServicerContext
+    ) -> upgrade_pb2.PromoteUpgradeResponse:
+        self.promotions.append(request)
+        return upgrade_pb2.PromoteUpgradeResponse(upgrade=self.history[-1])
 
     def RollbackUpgrade(
         self, request: upgrade_pb2.RollbackUpgradeRequest, context: grpc.ServicerContext

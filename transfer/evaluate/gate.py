@@ -203,7 +203,9 @@ def _advice(table: Paired, margin: float, policy: GatePolicy) -> str:
         needed = required_n(margin, _seen_flips(table, False), policy.alpha)
     except ValueError:
         return ""
-    return f" (with about {needed} inputs an equal shadow with as many flips passes in 90% of cases)"
+    return (
+        f" (with about {needed} inputs an equal shadow with as many flips passes in 90% of cases)"
+    )
 
 
 def _flips(table: Paired, budget: float) -> _Finding:
