@@ -82,6 +82,7 @@ class AdapterPool:
         budget_bytes: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        max_rank: int | None = None,
     ) -> None:
         """Reserves the buffer (on the CPU pages cost memory only once they are written).
 
@@ -90,6 +91,7 @@ class AdapterPool:
             budget_bytes: Size of the buffer, rounded down to whole blocks of 64 bytes.
             dtype: Of all weights: float32, bfloat16 or float16.
             device: Where the buffer and the tables live.
+            max_rank: Largest rank that `put` takes; None: any. A GPU's launches are chosen by it.
 
         Raises:
             ValueError: No slots, a negative budget or a dtype that no kernel takes.
@@ -100,6 +102,7 @@ class AdapterPool:
                 f"1 slot, 0 bytes, one of {', '.join(map(str, DTYPES))}"
             )
         self.slots, self.dtype, self.device = slots, dtype, torch.device(device)
+        self.max_rank = max_rank
         self._unit = ALIGNMENT_BYTES // dtype.itemsize
         self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
         self.buffer = torch.empty(
@@ -258,6 +261,8 @@ class AdapterPool:
                     f"got A {tuple(a_RK.shape)}, B {tuple(b_NR.shape)}; expected "
                     f"(r, {layer.in_features}) and ({size}, r) with r >= 1"
                 )
+            if self.max_rank is not None and rank > self.max_rank:
+                raise ValueError(f"got rank {rank}; expected at most {self.max_rank}")
             ranks.append(rank)
         return tuple(ranks)
 

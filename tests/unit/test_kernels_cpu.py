@@ -10,64 +10,15 @@ import torch
 from lorebase.kernels.lora import cpu
 from lorebase.kernels.lora.cpu import linear, native
 from lorebase.kernels.lora.metadata import StepPlan
-from lorebase.kernels.lora.pool import AdapterPool, PoolLayer
-from lorebase.kernels.lora.reference import SliceWeights, lora_reference
+from lorebase.kernels.lora.reference import lora_reference
+from tests.unit.kernel_samples import TOLERANCE, Case
 
 BEST = cpu.best_isa()
 WAYS: list[cpu.Isa | None] = [
     None,  # torch, the path without the library
     *([] if BEST is None else [isa for isa in cpu.Isa if isa <= BEST]),
 ]
-# Rounding of y once to the dtype, and of fp32 sums: relative to values of about 1.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 RANKS = (1, 3, 8, 16, 40, 64, 128)
-
-
-class Case:
-    """A pool with one layer, filled, and the same weights as the oracle takes them."""
-
-    def __init__(
-        self,
-        ranks: Sequence[Sequence[int]],
-        *,
-        features: int = 72,
-        slices: Sequence[int] = (40, 24, 19),
-        dtype: torch.dtype = torch.float32,
-        max_tokens: int = 64,
-    ) -> None:
-        rng = torch.Generator().manual_seed(7)
-        self.slices, self.features, self.dtype = tuple(slices), features, dtype
-        self.pool = AdapterPool(slots=len(ranks), budget_bytes=8 << 20, dtype=dtype)
-        self.pool.buffer.fill_(torch.nan)  # what no adapter wrote must not be read
-        self.layer: PoolLayer = self.pool.add_layer(features, slices)
-        self.plan = StepPlan(
-            max_tokens=max_tokens, slots=len(ranks), tile_tokens=linear.TILE_TOKENS
-        )
-        self.weights: dict[int, list[SliceWeights]] = {}
-        for slot, of_slices in enumerate(ranks):
-            self.weights[slot] = [
-                (
-                    (torch.randn(r, features, generator=rng) / features**0.5).to(dtype),
-                    (torch.randn(n, r, generator=rng) / r**0.5).to(dtype),
-                )
-                if r
-                else None
-                for r, n in zip(of_slices, slices, strict=True)
-            ]
-            self.pool.put(self.layer, slot, self.weights[slot])
-        self.rng = rng
-
-    def inputs(self, slots: Sequence[int], strided: bool = False) -> tuple[torch.Tensor, ...]:
-        """Y and x; x rows without adapter are NaN. Strided: rows lie apart, NaN between them."""
-        tokens, columns, gap = len(slots), sum(self.slices), 5 if strided else 0
-        tensors = []
-        for width in (columns, self.features):
-            wide = torch.full((tokens, width + 2 * gap), torch.nan, dtype=self.dtype)
-            part = wide[:, gap : gap + width]
-            part.copy_(torch.randn(tokens, width, generator=self.rng))
-            tensors.append(part)
-        tensors[1][[row for row, slot in enumerate(slots) if slot < 0]] = torch.nan
-        return tuple(tensors)
 
 
 @pytest.fixture(params=WAYS, ids=lambda isa: "torch" if isa is None else isa.name)
