@@ -52,14 +52,25 @@ def encode_pairs(
     Returns:
         The sequences and how many were left out for being longer than `max_tokens`.
     """
+    kept = [one for one in encode_all(tokenizer, pairs) if fits(one, max_tokens)]
+    return kept, len(pairs) - len(kept)
+
+
+def encode_all(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[TokenPair]:
+    """Turns every pair into token ids, however long."""
+    if not pairs:
+        return []
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    sequences = [
+    return [
         TokenPair(prompt_ids=tuple(prompt), answer_ids=tuple(answer))
         for prompt, answer in zip(prompts, answers, strict=True)
-        if answer and len(prompt) + len(answer) <= max_tokens
     ]
-    return sequences, len(pairs) - len(sequences)
+
+
+def fits(example: TokenPair, max_tokens: int) -> bool:
+    """Tells whether an example can be trained on: it has an answer and is not too long."""
+    return bool(example.answer_ids) and len(example) <= max_tokens
 
 
 def plan_batches(

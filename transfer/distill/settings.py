@@ -44,6 +44,8 @@ class DistillRecipe:
     learning_rate: float = 4e-3
     """Peak. Tiny bases need far more than the 1e-4 to 2e-4 of big ones."""
     warmup_steps: int = 10
+    warmup_share: float = 0.0
+    """Of all steps; the longer of the two warm-ups counts."""
     final_learning_rate_share: float = 0.05
     """The linear decay ends at this share of the peak."""
     weight_decay: float = 0.0
@@ -88,7 +90,8 @@ class DistillRecipe:
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Returns the learning rate of a step, counted from 0: warm-up, then linear decay."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        warmup = max(self.warmup_steps, round(self.warmup_share * total))
+        warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
         decay = 1.0 - (1.0 - self.final_learning_rate_share) * step / max(1, total)
         return self.learning_rate * warm * decay
 

@@ -73,6 +73,7 @@ async def draw_inputs(
     max_input_chars: int,
     max_input_tokens: int,
     settings: DrawSettings | None = None,
+    known: Sequence[str] = (),
     checkpoint: Checkpoint = no_checkpoint,
 ) -> SynthesisResult:
     """Lets a base write up to `count` different new inputs after the seeds.
@@ -88,6 +89,7 @@ async def draw_inputs(
         max_input_chars: Longer inputs are dropped.
         max_input_tokens: Budget of a sample; what is unfinished then is dropped.
         settings: Temperature, batch size, cap.
+        known: Inputs that are there already; what repeats them counts as a duplicate.
         checkpoint: Called between batches.
 
     Raises:
@@ -100,7 +102,7 @@ async def draw_inputs(
     orders = seed_orders(seeds, settings.distinct_orders, seed)
     prompts = [format.synthesis_prompt(order) for order in orders]
     stop = format.synthesis_stop(len(seeds))
-    index = DuplicateIndex(example.input for example in seeds)
+    index = DuplicateIndex((*(example.input for example in seeds), *known))
     inputs: list[str] = []
     dropped: Counter[str] = Counter()
     drawn = 0

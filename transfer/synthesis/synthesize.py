@@ -1,6 +1,7 @@
 """The synthesize stage: the next base writes inputs like the client's."""
 
 import math
+from collections.abc import Sequence
 
 from ..kit.kit import TransferKit
 from ..ports import Checkpoint, ModelSpec, TextGenerator, no_checkpoint
@@ -28,22 +29,24 @@ def inputs_to_draw(kit: TransferKit, wanted: int, *, pass_rate: float | None = N
 
 async def synthesize(
     generator: TextGenerator,
-    next_base: ModelSpec,
+    writer: ModelSpec,
     kit: TransferKit,
     *,
     count: int,
     seed: int,
     checkpoint: Checkpoint = no_checkpoint,
     settings: DrawSettings | None = None,
+    known: Sequence[str] = (),
 ) -> SynthesisResult:
-    """Draws up to `count` different inputs from the next base, none of them a seed.
+    """Draws up to `count` different inputs from a writer, none of them a seed or known.
 
-    See `draw_inputs` for what is dropped, the cap and the errors; see `inputs_to_draw` for
+    The writer is the next base, or what a recipe names. See `draw_inputs` for what is dropped,
+    the cap and the errors; see `inputs_to_draw` for
     `count`.
     """
     return await draw_inputs(
         generator,
-        next_base,
+        writer,
         format=kit.format,
         seeds=kit.seeds,
         count=count,
@@ -51,5 +54,6 @@ async def synthesize(
         max_input_chars=kit.max_input_chars,
         max_input_tokens=kit.max_input_tokens,
         settings=settings,
+        known=known,
         checkpoint=checkpoint,
     )
