@@ -38,7 +38,7 @@ def lora_expand(
         return
     i_slice, slices = tl.program_id(2), tl.num_programs(2)
     i_adapted = slot.to(tl.int64) * slices + i_slice
-    rank = tl.load(ranks_ptr + i_adapted)
+    rank = tl.minimum(tl.load(ranks_ptr + i_adapted), h_ranks)  # as shrink
     n_first, columns = columns_of(slice_starts_ptr, i_slice, ALIGN_N)
     if (rank == 0) | (tl.program_id(1) * BLOCK_N >= columns):
         return
