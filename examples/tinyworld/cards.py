@@ -22,9 +22,11 @@ ABOUT = {
 }
 
 SCHEDULE = {
-    "old": "One schedule of 2600 steps.",
-    "next": "1500 steps on a schedule of 2600, the rest on one of 2200, which was cut short for "
-    "want of time: the learning rate stays constant to step 1500 and falls from there.",
+    "old": "2600 steps on a schedule of 2600, then on to 4500 on a schedule of that many: the "
+    "learning rate rises again to its constant value and falls from step 2700.",
+    "next": "1500 steps on a schedule of 2600, on to 2200 on one of 2200, then on to 4500 on one "
+    "of that many: the learning rate fell, rose again to its constant value, and falls from step "
+    "2700.",
 }
 
 
