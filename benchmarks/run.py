@@ -27,8 +27,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def suite_names() -> list[str]:
-    """Returns the suites that there are, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
+    """Returns the suites that there are, by name: their module's, with hyphens."""
+    modules = pkgutil.iter_modules(suites.__path__)
+    return sorted(module.name.replace("_", "-") for module in modules)
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def document(name: str, result: SuiteResult, *, quick: bool, seconds: float) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = options.suite or options.named
     if name is None:
         parser.error(f"name a suite: {', '.join(suite_names())}")
-    suite = cast(Suite, importlib.import_module(f"benchmarks.suites.{name}"))
+    suite = cast(Suite, importlib.import_module(f"benchmarks.suites.{_module(name)}"))
     began = time.monotonic()
 
     def say(message: str) -> None:

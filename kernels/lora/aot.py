@@ -31,11 +31,18 @@ SHARED_LIMIT = {"sm": 99 << 10, "gfx": 64 << 10}
 
 def compile_all(wanted: Sequence[Variant], workers: int) -> dict[Variant, Resources]:
     """Compiles in `workers` fresh processes with an empty cache, the slow ones first."""
+    before = os.environ.get("TRITON_CACHE_DIR")
     with tempfile.TemporaryDirectory(prefix="lorebase-aot-") as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        ordered = sorted(wanted, key=lambda variant: variant.kernel == "shrink")
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            return dict(zip(ordered, pool.map(compile_variant, ordered), strict=True))
+        os.environ["TRITON_CACHE_DIR"] = cache  # for the processes to come
+        try:
+            ordered = sorted(wanted, key=lambda variant: variant.kernel == "shrink")
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                return dict(zip(ordered, pool.map(compile_variant, ordered), strict=True))
+        finally:
+            if before is None:
+                del os.environ["TRITON_CACHE_DIR"]
+            else:
+                os.environ["TRITON_CACHE_DIR"] = before
 
 
 def as_record(found: Mapping[Variant, Resources]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The Triton kernels: interpreted against the oracle, and compiled for GPUs that need not be here.
 
-Each in a process of its own: whether triton interprets is decided when it is first imported.
+Each in a process of its own: whether triton interprets is decided when it is first imported. The
+time limits are for a busy machine; on a quiet one all takes about a minute.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,25 +29,25 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         env={**inherited, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=580,
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_interpreted_kernels_agree_with_the_oracle() -> None:
     done = _run("pytest", "-q", "-p", "no:cacheprovider", CASES, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: they were interpreted above")
 def test_compiled_kernels_agree_with_the_oracle() -> None:
     done = _run("pytest", "-q", "-p", "no:cacheprovider", CASES)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_shipped_configuration_compiles_as_recorded() -> None:
     done = _run("lorebase.kernels.lora.aot", "--check")
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
@@ -56,10 +58,11 @@ def test_the_gate_notices_a_configuration_that_changed(tmp_path: Path) -> None:
     # A copy of the package, in which one number of one table differs from the record.
     copy = tmp_path / "lorebase" / "kernels" / "lora"
     shutil.copytree(ROOT / "kernels" / "lora", copy)
-    table = copy / "gpu" / "configs" / "sm_80.json"
-    text = table.read_text()
-    assert text.count('"block_k": 64') >= 1
-    table.write_text(text.replace('"block_k": 64', '"block_k": 32'))
+    path = copy / "gpu" / "configs" / "sm_80.json"
+    table = json.loads(path.read_text())
+    table["rows"] = [row for row in table["rows"] if "fused" in row][:1]  # the rest takes time
+    table["rows"][0]["fused"]["block_k"] //= 2
+    path.write_text(json.dumps(table))
     done = _run("lorebase.kernels.lora.aot", "--check", "--arch", "sm_80", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "is not in the record" in done.stderr

@@ -92,6 +92,25 @@ def test_a_suite_can_be_named_either_way_and_must_be_named(
     assert "swap" in capsys.readouterr().err
 
 
+def test_suites_are_named_with_hyphens_as_their_result_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Passing:
+        @staticmethod
+        async def run(context: object) -> SuiteResult:
+            return SuiteResult(rows=[], summary={})
+
+    asked = list[str]()
+    monkeypatch.setattr(
+        runner.importlib, "import_module", lambda name: asked.append(name) or Passing
+    )
+    assert {"lora-cpu", "lora-gpu"} <= set(runner.suite_names())
+    assert not any("_" in name for name in runner.suite_names())
+    assert runner.main(["lora-gpu", "--quick", "--results", str(tmp_path)]) == 0
+    assert asked == ["benchmarks.suites.lora_gpu"]
+    assert (tmp_path / "lora-gpu.quick.json").exists()
+
+
 def test_a_failing_gate_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
         @staticmethod
