@@ -4,20 +4,20 @@ Serving engines do the same at scale. Legend of shape suffixes: B rows, T tokens
 """
 
 import asyncio
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from lorebase.serving.engine.protocol import Completion, FinishReason, Sampling, VersionRef
+from lorebase.serving.engine.protocol import Completion, FinishReason, Sampling
 from lorebase.serving.errors import InvalidArgumentError, NotFoundError
 
+from .hf_adapted import AdaptedModel, adapted_model, merged_copy
 from .ports import ModelSpec
+
+__all__ = ["HfGenerator", "choice_tokens", "merged_copy"]
 
 
 @dataclass(slots=True)
@@ -43,12 +43,12 @@ class HfGenerator:
         Args:
             bases: transformers causal language models in evaluation mode, and their tokenizers.
             batch_size: prompts that go through a model together.
-            max_adapted: models with a merged adapter that are kept; each is a copy of its base.
+            max_adapted: models with an adapter that are kept; most are a copy of their base.
         """
         self._bases = dict(bases)
         self._batch_size = batch_size
         self._max_adapted = max_adapted
-        self._adapted: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._adapted: OrderedDict[tuple[str, str], AdaptedModel] = OrderedDict()
         self._lock = asyncio.Lock()
 
     async def complete(
@@ -87,63 +87,21 @@ class HfGenerator:
                     results[index] = completion
         return results
 
-    def _model(self, spec: ModelSpec) -> Any:
+    def _model(self, spec: ModelSpec) -> AdaptedModel:
         base = self._bases[spec.base_id][0]
         if spec.version is None:
-            return base
+            return AdaptedModel(model=base)
         key = (spec.base_id, spec.version.id)
         if key not in self._adapted:
             while len(self._adapted) >= self._max_adapted:
                 self._adapted.popitem(last=False)
-            self._adapted[key] = merged_copy(base, spec.version)
+            self._adapted[key] = adapted_model(base, spec.version)
         self._adapted.move_to_end(key)
         return self._adapted[key]
 
 
-def merged_copy(base: Any, version: VersionRef) -> Any:
-    """Returns a copy of `base` with an adapter's weights added to it.
-
-    Raises:
-        InvalidArgumentError: the files are missing or don't fit the base.
-    """
-    path = Path(version.path)
-    if not (path / "adapter_model.safetensors").is_file():
-        raise InvalidArgumentError(
-            f"adapter version {version.id} has no adapter_model.safetensors in {path}"
-        )
-    try:
-        adapted = PeftModel.from_pretrained(copy.deepcopy(base), str(path))
-        return adapted.merge_and_unload(safe_merge=True).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InvalidArgumentError(
-            f"adapter version {version.id} does not fit base {version.base_id!r}: {error}"
-        ) from error
-
-
-def _prefill(
-    model: Any, prompts: Sequence[Sequence[int]]
-) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """Runs left-padded prompts; returns the last logits [B, V], the cache and the mask [B, T]."""
-    width = max(map(len, prompts))
-    ids_BT = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask_BT = torch.zeros(len(prompts), width, dtype=torch.int64)
-    for row, tokens in enumerate(prompts):
-        ids_BT[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.int64)
-        mask_BT[row, width - len(tokens) :] = 1
-    device = next(model.parameters()).device
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    output = model(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float(), output.past_key_values, mask_BT
-
-
 def _choose(
-    model: Any,
+    model: AdaptedModel,
     tokenizer: Any,
     ids: Sequence[Sequence[int]],
     batch: Sequence[int],
@@ -151,7 +109,7 @@ def _choose(
 ) -> list[Completion]:
     """Returns log p of each choice, normalised over the choices."""
     tokens = choice_tokens(tokenizer, choices)
-    logits_BV, _, _ = _prefill(model, [ids[index] for index in batch])
+    logits_BV, _, _ = model.prefill([ids[index] for index in batch])
     logprobs_BC = logits_BV[:, tokens].log_softmax(-1)
     return [
         Completion(
@@ -182,7 +140,7 @@ def choice_tokens(tokenizer: Any, choices: Sequence[str]) -> list[int]:
 
 
 def _generate(
-    model: Any,
+    model: AdaptedModel,
     tokenizer: Any,
     ids: Sequence[Sequence[int]],
     batch: Sequence[int],
@@ -191,7 +149,7 @@ def _generate(
     rows = [_Row(prompt=index, generator=_rng(sampling, index)) for index in batch]
     unique = list(dict.fromkeys(tuple(ids[index]) for index in batch))
     place = {tokens: row for row, tokens in enumerate(unique)}
-    logits_BV, cache, mask_BT = _prefill(model, unique)
+    logits_BV, cache, mask_BT = model.prefill(unique)
     spread = torch.tensor([place[tuple(ids[index])] for index in batch], device=mask_BT.device)
     logits_BV, mask_BT = logits_BV[spread], mask_BT[spread]
     cache.batch_select_indices(spread)
@@ -282,7 +240,7 @@ def _completion(row: _Row, tokenizer: Any, prompt_tokens: int) -> Completion:
     )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def _end_tokens(model: AdaptedModel, tokenizer: Any) -> set[int]:
     """Returns the ids that end a text, from the generation config and the tokenizer."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = {configured} if isinstance(configured, int) else set(configured or ())

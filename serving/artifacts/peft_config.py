@@ -31,7 +31,7 @@ _TRAINING_ONLY = frozenset(
 )
 _KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _HINTS = {
-    "use_dora": "train without DoRA",
+    "use_dora": "make a plain LoRA of it with `lorebase adapter convert`",
     "modules_to_save": "whole modules can't be swapped per request; train without them",
     "lora_bias": "train without biases",
     "fan_in_fan_out": "transposed weights (Conv1D) have no place in these bases",
@@ -84,7 +84,7 @@ def read_config(path: Path, *, max_rank: int, allowed_peft_types: tuple[str, ...
     if peft_type not in allowed_peft_types:
         raise InvalidArgumentError(
             f"PEFT type {_short(peft_type)}: accepted are {', '.join(allowed_peft_types)}; "
-            "convert the adapter to LoRA",
+            "make a plain LoRA of it with `lorebase adapter convert`",
             reason="PEFT_TYPE_UNSUPPORTED",
         )
     _refuse_unserved(config)
@@ -113,8 +113,8 @@ def _refuse_unserved(config: dict[str, Any]) -> None:
         raise _unserved(
             "init_lora_weights",
             init,
-            "it changes the base's own weights; convert with PEFT's "
-            "path_initial_model_for_weight_conversion",
+            "it changes the base's own weights; make a plain LoRA of it with `lorebase adapter "
+            "convert`",
         )
     if not isinstance(config.get("use_rslora", False), bool):
         raise _bad(f"has use_rslora={_short(config['use_rslora'])}: expected true or false")

@@ -1,6 +1,8 @@
-"""`lorebase adapter ...` and `lorebase kit build`."""
+"""`lorebase adapter ...`."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +15,6 @@ if TYPE_CHECKING:
     from .client import LorebaseClient
 
 app = typer.Typer(help="Register, show and remove adapters.", no_args_is_help=True)
-kit_app = typer.Typer(
-    help="Make the transfer kit with which an adapter can change its base.", no_args_is_help=True
-)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="tenant/name")]
 KitOption = Annotated[
@@ -41,11 +40,19 @@ def create(
     name: NameArgument,
     source: Annotated[
         Path,
-        typer.Option(
-            "--from", metavar="DIR", exists=True, file_okay=False, help="PEFT directory (LoRA)."
-        ),
+        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="PEFT directory."),
     ],
     base: Annotated[str, typer.Option("--base", help="Base that the weights fit.")],
+    base_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--base-dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="That base's files: a PEFT type other than LoRA is converted here first.",
+        ),
+    ] = None,
     kit: KitOption = None,
     evaluation: EvaluationOption = None,
     validate_only: Annotated[
@@ -57,7 +64,8 @@ def create(
     from .adapters import ADAPTER
 
     client = session.client
-    adapter_digest = client.upload_artifact(source, ADAPTER, base).digest
+    with _servable(session, source, base, base_dir) as folder:
+        adapter_digest = client.upload_artifact(folder, ADAPTER, base).digest
     kit_digest, evaluation_digest = _upload_extras(client, kit, evaluation, base)
     adapter = client.create_adapter(
         name,
@@ -72,6 +80,70 @@ def create(
         session.console.print(f"{name} fits {base}; nothing was created.")
         return
     session.show(adapter, lambda: render.adapter(adapter))
+
+
+@command(app, "convert")
+def convert(
+    session: Session,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", exists=True, file_okay=False, help="What PEFT saved."),
+    ],
+    base_dir: Annotated[
+        Path,
+        typer.Option(
+            "--base-dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Weights and tokenizer of the base that it was trained on.",
+        ),
+    ],
+    base: Annotated[str, typer.Option("--base", help="That base's id in the cluster.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the LoRA goes.")
+    ] = None,
+    kit: KitOption = None,
+    to_base_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--to-base-dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Another base that the LoRA shall be for; takes a kit.",
+        ),
+    ] = None,
+    to_base: Annotated[str, typer.Option("--to-base", help="Its id.")] = "",
+    max_rank: Annotated[int, typer.Option(min=1, help="Largest rank of the LoRA.")] = 64,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Take a LoRA that is not surely as good.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+) -> None:
+    """Make a LoRA, which engines serve, of an adapter of any PEFT type. Needs no server.
+
+    Changes of weights are converted, exactly where the rank allows; anything else, and a move to
+    another base, takes a transfer kit, with which a LoRA learns the adapter's answers.
+    """
+    from . import render
+
+    run = entry_point("lorebase.commands", "adapter-convert")
+    summary = run(
+        source=source,
+        base_dir=base_dir,
+        base_id=base or base_dir.name,
+        out=out,
+        kit=kit,
+        to_base_dir=to_base_dir,
+        to_base_id=to_base,
+        max_rank=max_rank,
+        accept_loss=accept_loss,
+        dry_run=dry_run,
+    )
+    session.show(summary, lambda: render.facts(summary))
 
 
 @command(app, "import-kit")
@@ -136,56 +208,24 @@ def delete(
     session.show({"deleted": name}, lambda: f"{name} is deleted.")
 
 
-@command(kit_app, "build")
-def build(
-    session: Session,
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help='The task\'s examples, JSONL, one {"input", "target"} a line. They stay here.',
-        ),
-    ],
-    base_dir: Annotated[
-        Path,
-        typer.Option(
-            "--base-dir",
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Weights and tokenizer of the base that the adapter runs on now.",
-        ),
-    ],
-    base: Annotated[str, typer.Option("--base", help="That base's id in the cluster.")],
-    name: Annotated[str, typer.Option("--name", help="What the data set is called.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the kit goes.")],
-    task_format: Annotated[
-        str, typer.Option("--format", help="Prompt format: document or paper.")
-    ] = "document",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Examples that the kit keeps.", min=1)] = 5,
-) -> None:
-    """Make a transfer kit where the data is: a discriminator, a few seeds, no data.
+@contextmanager
+def _servable(session: Session, source: Path, base: str, base_dir: Path | None) -> Iterator[Path]:
+    """Yields a directory that the service takes: the source, or a LoRA made of it for this once."""
+    if base_dir is None:
+        yield source
+        return
+    import tempfile
 
-    Needs no server. The kit goes to the cluster with `lorebase adapter create --kit DIR`.
-    """
-    from . import render
-
-    run = entry_point("lorebase.commands", "kit-build")
-    summary = run(
-        data=data,
-        base_dir=base_dir,
-        base_id=base,
-        dataset_name=name,
-        out=out,
-        format=task_format,
-        seed=seed,
-        seeds=seeds,
-    )
-    session.show(summary, lambda: render.facts(summary))
+    run = entry_point("lorebase.commands", "adapter-convert")
+    with tempfile.TemporaryDirectory(prefix="lorebase-convert-") as work:
+        folder = Path(work) / "adapter"
+        told = run(source=source, base_dir=base_dir, base_id=base, out=folder)
+        if told["path"] != "keep":
+            typer.echo(
+                f"{told['peft_type']} became a LoRA that holds {told['kept_energy']:.2%} of it",
+                err=True,
+            )
+        yield folder
 
 
 def _upload_extras(

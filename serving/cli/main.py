@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from . import commands_adapter, commands_config, commands_system, commands_upgrade
+from . import (
+    commands_adapter,
+    commands_config,
+    commands_kit,
+    commands_system,
+    commands_upgrade,
+)
 from .exits import EXIT_CODES_HELP
 from .session import CaOption, EndpointOption, OutputOption, TimeoutOption, options_from
 
@@ -19,7 +25,7 @@ app = typer.Typer(
 )
 commands_system.register(app)
 app.add_typer(commands_adapter.app, name="adapter")
-app.add_typer(commands_adapter.kit_app, name="kit")
+app.add_typer(commands_kit.app, name="kit")
 app.add_typer(commands_upgrade.app, name="upgrade")
 app.add_typer(commands_config.app, name="config")
 

@@ -81,7 +81,11 @@ def test_an_adapter_on_the_target_base_is_kept() -> None:
             "distill-no-kit",
             "kit.json is not UTF-8",
         ),
-        ({"peft_type": "IA3"}, "convert", "PEFT type IA3"),
+        ({"peft_type": "IA3"}, "convert", "IA3 may be a change of full rank"),
+        ({"peft_type": "IA3"}, "convert", "`lorebase adapter convert`"),
+        ({"peft_type": "PREFIX_TUNING"}, "distill", "PREFIX_TUNING is no change of weights"),
+        ({"peft_type": "LN_TUNING"}, "convert", "it changes norms"),
+        ({"peft_type": "LN_TUNING"}, "convert", "train a LoRA version for 'next'"),
         ({"kit_base": "older"}, "distill", "fits base 'older'"),
     ],
 )

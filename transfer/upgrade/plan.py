@@ -7,6 +7,7 @@ from lorebase.serving.artifacts import ArtifactStore
 from lorebase.serving.catalog import Catalog
 from lorebase.serving.catalog.records import Adapter, AdapterVersion
 from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError, LorebaseError
+from lorebase.transfer.convert import REFUSE, kind_of
 from lorebase.transfer.kit import TransferKit, load_kit
 
 MAX_ADAPTERS = 10_000
@@ -77,11 +78,14 @@ def _choose(facts: AdapterFacts, to_base: str) -> tuple[str, bool, str]:
     if source.base_id == to_base:
         return KEEP, True, f"{source.id} runs on {to_base!r} already"
     if source.peft_type != "LORA":
+        kind = kind_of({"peft_type": source.peft_type})
         reason = (
-            f"PEFT type {source.peft_type}: conversion to LoRA is not available yet; train a LoRA "
-            f"version for {to_base!r} and upload it"
+            f"{kind.reason}; engines serve LoRA only: make one with `lorebase adapter convert` "
+            "and upload it"
         )
-        return CONVERT, False, reason
+        if kind.path == REFUSE:
+            reason = f"{kind.reason}; train a LoRA version for {to_base!r} and upload it"
+        return (DISTILL if kind.path == DISTILL else CONVERT), False, reason
     if kit is None:
         reason = (
             f"no transfer kit: {facts.kit_problem}; build one with `lorebase kit build` where the "
