@@ -1,25 +1,29 @@
-"""Adapter memory: one flat buffer, every adapter at its own rank, nothing padded.
+"""Adapter memory: every adapter at its own rank, nothing padded.
 
-For each (layer, slot, slice) two int64 element offsets and an int32 rank say where in the buffer
+For each (layer, slot, slice) two int64 element offsets, counted from the pool's buffer, and an
+int32 rank say where A and B lie (`layout.py`). The tables have fixed addresses, so captured graphs
+survive adapters coming and going. Weights come in two ways:
 
-    A  [r, K] row-major    reads along K while shrinking
-    B  [r, N] row-major    PEFT's B transposed: reads along N while expanding, at every rank
+    put      copies one layer's weights into the buffer, which a byte budget bounds
+    assign   gives a slot a whole packed adapter. A pool made with `points` copies nothing: on a
+             CPU the kernels read any memory, so the slot's offsets simply lead to the adapter's
+             own, wherever that is. Other pools copy it into the buffer.
 
-lie. The layout is the same on CPU and GPU. Rank 0 means that the slot doesn't adapt the slice.
-The offset tables have fixed addresses, so captured graphs survive adapters coming and going.
-Blocks start on 64 bytes. Which adapter is in which slot, and who has to leave when memory is
-short, is the owner's business (in vLLM its LRU's), not the pool's.
+Which adapter is in which slot, and who has to leave when memory is short, is the owner's business
+(in vLLM its LRU's), not the pool's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from . import layout
 from .extents import Extents
+from .layout import ALIGNMENT_BYTES, Block, PackedAdapter, TableRows, block_of, ranks_of
+from .layout import PoolLayer as PoolLayer
 from .reference import SliceWeights
 
-ALIGNMENT_BYTES = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -42,34 +46,12 @@ class PoolFullError(RuntimeError):
         self.largest_hole_bytes = largest_hole_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PoolLayer:
-    """One linear layer's tables in the pool; what a kernel needs beside x, y and the plan."""
-
-    index: int
-    """Number of the layer in its pool."""
-    in_features: int
-    """K."""
-    slice_sizes: tuple[int, ...]
-    """N_s of each slice (3 for fused q, k, v; 2 for gate and up; else 1)."""
-    slice_starts: torch.Tensor
-    """int32 [slices + 1]: first column of each slice in y; the last entry is N."""
-    a_offsets: torch.Tensor
-    """int64 [slots, slices]: element offset of A [r, K] in the pool's buffer."""
-    b_offsets: torch.Tensor
-    """int64 [slots, slices]: element offset of B [r, N_s]."""
-    ranks: torch.Tensor
-    """int32 [slots, slices]: true rank; 0: not adapted."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Resident:
-    """Where a slot's weights of one layer lie: one extent, and A and B inside it per slice."""
+    """Where a slot's weights of one layer lie: in the buffer, or in memory of their own."""
 
-    start: int
-    a_offsets: tuple[int, ...]  # relative to start
-    b_offsets: tuple[int, ...]
-    ranks: tuple[int, ...]
+    memory: torch.Tensor
+    block: Block
 
 
 class AdapterPool:
@@ -83,18 +65,21 @@ class AdapterPool:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         max_rank: int | None = None,
+        points: bool = False,
     ) -> None:
         """Reserves the buffer (on the CPU pages cost memory only once they are written).
 
         Args:
             slots: Number of adapter slots.
-            budget_bytes: Size of the buffer, rounded down to whole blocks of 64 bytes.
+            budget_bytes: Of the buffer, rounded down to whole blocks of 64 bytes.
             dtype: Of all weights: float32, bfloat16 or float16.
             device: Where the buffer and the tables live.
-            max_rank: Largest rank that `put` takes; None: any. A GPU's launches are chosen by it.
+            max_rank: Largest rank that it takes; None: any. A GPU's launches are chosen by it.
+            points: Whether assigned adapters stay where they are; on a CPU only.
 
         Raises:
-            ValueError: No slots, a negative budget or a dtype that no kernel takes.
+            ValueError: No slots, a negative budget, a dtype that no kernel takes, or a pool on
+                another device than the CPU that points.
         """
         if slots < 1 or budget_bytes < 0 or dtype not in DTYPES:
             raise ValueError(
@@ -102,14 +87,17 @@ class AdapterPool:
                 f"1 slot, 0 bytes, one of {', '.join(map(str, DTYPES))}"
             )
         self.slots, self.dtype, self.device = slots, dtype, torch.device(device)
-        self.max_rank = max_rank
+        if points and self.device.type != "cpu":
+            raise ValueError(f"got a pool on {self.device} that points; expected the CPU")
+        self.max_rank, self._points = max_rank, points
         self._unit = ALIGNMENT_BYTES // dtype.itemsize
         self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
-        self.buffer = torch.empty(
-            self._extents.capacity * self._unit, dtype=dtype, device=self.device
-        )
+        # Never without an address, from which offsets are counted.
+        elements = max(1, self._extents.capacity) * self._unit
+        self.buffer = torch.empty(elements, dtype=dtype, device=self.device)
         self.layers: list[PoolLayer] = []
         self._residents: dict[tuple[int, int], _Resident] = {}
+        self._rows: list[TableRows] = []
         self._adapted: list[int] = []  # slots in use, per layer
 
     @property
@@ -144,12 +132,13 @@ class AdapterPool:
             ranks=torch.zeros(shape, dtype=torch.int32, device=self.device),
         )
         self.layers.append(layer)
+        self._rows.append(TableRows(layer))
         self._adapted.append(0)
         return layer
 
     def block_bytes(self, layer: PoolLayer, ranks: Sequence[int]) -> int:
         """Bytes that an adapter with these ranks per slice takes in `layer`."""
-        return self._layout(layer, ranks)[2] * ALIGNMENT_BYTES
+        return block_of(layer, ranks, self.dtype.itemsize).elements * self.dtype.itemsize
 
     def put(self, layer: PoolLayer, slot: int, weights: Sequence[SliceWeights]) -> None:
         """Writes an adapter's weights for one layer into a slot, replacing what was there.
@@ -165,30 +154,46 @@ class AdapterPool:
             ValueError: Slot or shapes don't fit the layer.
             PoolFullError: Not enough free bytes. The slot is empty then: never half an adapter.
         """
-        ranks = self._checked_ranks(layer, slot, weights)
+        self._check_slot(slot)
+        ranks = ranks_of(layer, weights)
+        self._check_rank(max(ranks))
         self.clear(layer, slot)
         if not any(ranks):
             return
-        a_offsets, b_offsets, units = self._layout(layer, ranks)
-        start = self._extents.allocate(units)
-        if start is None and self._extents.free >= units:
-            self.defragment()
-            start = self._extents.allocate(units)
-        if start is None:
-            raise PoolFullError(
-                units * ALIGNMENT_BYTES,
-                self.free_bytes,
-                self._extents.largest_hole * ALIGNMENT_BYTES,
-            )
-        resident = _Resident(start * self._unit, a_offsets, b_offsets, ranks)
-        self._residents[layer.index, slot] = resident
-        self._adapted[layer.index] += 1
-        for index, pair in enumerate(weights):
-            if pair is not None:
-                a_RK, bt_RN = self._views(layer, resident, index)
-                a_RK.copy_(pair[0])
-                bt_RN.copy_(pair[1].t())
-        self._point(layer, slot, resident)  # only now may a kernel see the slot
+        block = self._allocate(block_of(layer, ranks, self.dtype.itemsize))
+        layout.write(self.buffer, layer, block, weights)
+        self._point(layer, slot, _Resident(self.buffer, block))  # only now may a kernel see it
+
+    def assign(self, slot: int, adapter: PackedAdapter) -> None:
+        """Gives a slot a packed adapter, in all layers, in the place of what was there.
+
+        Raises:
+            ValueError: No such slot, or the adapter is of another dtype or too large a rank.
+            PoolFullError: Not enough free bytes. The slot is empty then: never half an adapter.
+        """
+        self._check_slot(slot)
+        self._check_rank(adapter.max_rank)
+        if adapter.data.dtype != self.dtype:
+            raise ValueError(f"got an adapter of {adapter.data.dtype}; expected {self.dtype}")
+        self.unassign(slot)
+        try:
+            for index, block in adapter.blocks.items():
+                resident = _Resident(adapter.data, block)
+                if not self._points:
+                    resident = self._copied(resident)
+                self._point(self.layers[index], slot, resident)
+        except PoolFullError:
+            self.unassign(slot)
+            raise
+
+    def unassign(self, slot: int) -> None:
+        """Empties a slot in all layers. Fine if it is empty.
+
+        Raises:
+            ValueError: No such slot.
+        """
+        for layer in self.layers:
+            self.clear(layer, slot)
 
     def clear(self, layer: PoolLayer, slot: int) -> None:
         """Empties a slot of one layer. Fine if it is empty.
@@ -199,9 +204,10 @@ class AdapterPool:
         self._check_slot(slot)
         resident = self._residents.pop((layer.index, slot), None)
         if resident is not None:
-            layer.ranks[slot] = 0
+            self._rows[layer.index].clear(slot)
             self._adapted[layer.index] -= 1
-            self._extents.release(resident.start // self._unit)
+            if resident.memory is self.buffer:
+                self._extents.release(resident.block.start // self._unit)
 
     def adapts(self, layer: PoolLayer) -> bool:
         """Whether any slot adapts the layer: a kernel has nothing to do otherwise."""
@@ -213,11 +219,12 @@ class AdapterPool:
         resident = self._residents.get((layer.index, slot))
         if resident is None:
             return (None,) * len(layer.slice_sizes)
-        views = (
-            self._views(layer, resident, index) if rank else None
-            for index, rank in enumerate(resident.ranks)
+        block = resident.block
+        found = (
+            layout.views(resident.memory, layer, block, index) if rank else None
+            for index, rank in enumerate(block.ranks)
         )
-        return tuple(None if pair is None else (pair[0], pair[1].t()) for pair in views)
+        return tuple(None if pair is None else (pair[0], pair[1].t()) for pair in found)
 
     def defragment(self) -> int:
         """Slides all adapters together so that the free bytes are one hole.
@@ -225,17 +232,19 @@ class AdapterPool:
         Returns:
             The number of bytes moved: what the call cost in memory traffic, times two.
         """
-        at = {resident.start: key for key, resident in self._residents.items()}
+        at = {
+            resident.block.start: key
+            for key, resident in self._residents.items()
+            if resident.memory is self.buffer
+        }
         moved = 0
         for old, new, size in self._extents.compact():
             source = self.buffer[old * self._unit : (old + size) * self._unit]
             # The ranges may overlap, where copying tensors onto each other is undefined.
             self.buffer[new * self._unit : (new + size) * self._unit] = source.clone()
-            key = at[old * self._unit]
-            was = self._residents[key]
-            resident = _Resident(new * self._unit, was.a_offsets, was.b_offsets, was.ranks)
-            self._residents[key] = resident
-            self._point(self.layers[key[0]], key[1], resident)
+            index, slot = at[old * self._unit]
+            block = replace(self._residents[index, slot].block, start=new * self._unit)
+            self._point(self.layers[index], slot, _Resident(self.buffer, block))
             moved += size * ALIGNMENT_BYTES
         return moved
 
@@ -243,55 +252,47 @@ class AdapterPool:
         if not 0 <= slot < self.slots:
             raise ValueError(f"got slot {slot}; expected 0 to {self.slots - 1}")
 
-    def _checked_ranks(
-        self, layer: PoolLayer, slot: int, weights: Sequence[SliceWeights]
-    ) -> tuple[int, ...]:
-        self._check_slot(slot)
-        if len(weights) != len(layer.slice_sizes):
-            raise ValueError(f"got {len(weights)} slices; expected {len(layer.slice_sizes)}")
-        ranks = []
-        for size, pair in zip(layer.slice_sizes, weights, strict=True):
-            if pair is None:
-                ranks.append(0)
-                continue
-            a_RK, b_NR = pair
-            rank = a_RK.shape[0]
-            if a_RK.shape != (rank, layer.in_features) or b_NR.shape != (size, rank) or not rank:
-                raise ValueError(
-                    f"got A {tuple(a_RK.shape)}, B {tuple(b_NR.shape)}; expected "
-                    f"(r, {layer.in_features}) and ({size}, r) with r >= 1"
-                )
-            if self.max_rank is not None and rank > self.max_rank:
-                raise ValueError(f"got rank {rank}; expected at most {self.max_rank}")
-            ranks.append(rank)
-        return tuple(ranks)
+    def _check_rank(self, rank: int) -> None:
+        if self.max_rank is not None and rank > self.max_rank:
+            raise ValueError(f"got rank {rank}; expected at most {self.max_rank}")
 
-    def _layout(
-        self, layer: PoolLayer, ranks: Sequence[int]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """Element offsets of each A and B inside the adapter's extent, and its size in units."""
-        a_offsets, b_offsets, units = [], [], 0
-        for size, rank in zip(layer.slice_sizes, ranks, strict=True):
-            a_offsets.append(units * self._unit)
-            units += -(-rank * layer.in_features // self._unit)
-            b_offsets.append(units * self._unit)
-            units += -(-rank * size // self._unit)
-        return tuple(a_offsets), tuple(b_offsets), units
+    def _allocate(self, block: Block) -> Block:
+        """Returns the block at a place in the buffer."""
+        units = block.elements // self._unit
+        start = self._extents.allocate(units)
+        if start is None and self._extents.free >= units:
+            self.defragment()
+            start = self._extents.allocate(units)
+        if start is None:
+            raise PoolFullError(
+                units * ALIGNMENT_BYTES,
+                self.free_bytes,
+                self._extents.largest_hole * ALIGNMENT_BYTES,
+            )
+        return replace(block, start=start * self._unit)
 
-    def _views(
-        self, layer: PoolLayer, resident: _Resident, index: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A [r, K] and B [r, N_s] of one slice as they lie in the buffer."""
-        rank, size = resident.ranks[index], layer.slice_sizes[index]
-        a = resident.start + resident.a_offsets[index]
-        b = resident.start + resident.b_offsets[index]
-        return (
-            self.buffer[a : a + rank * layer.in_features].view(rank, layer.in_features),
-            self.buffer[b : b + rank * size].view(rank, size),
-        )
+    def _copied(self, resident: _Resident) -> _Resident:
+        """Copies one layer's weights into the buffer."""
+        block = self._allocate(resident.block)
+        source = resident.memory[resident.block.start :][: block.elements]
+        self.buffer[block.start :][: block.elements].copy_(source, non_blocking=True)
+        return _Resident(self.buffer, block)
 
     def _point(self, layer: PoolLayer, slot: int, resident: _Resident) -> None:
-        start = resident.start
-        layer.a_offsets[slot] = torch.tensor([start + a for a in resident.a_offsets])
-        layer.b_offsets[slot] = torch.tensor([start + b for b in resident.b_offsets])
-        layer.ranks[slot] = torch.tensor(resident.ranks, dtype=torch.int32)
+        """Writes a slot's row of a layer's tables."""
+        key = (layer.index, slot)
+        if key not in self._residents:
+            self._adapted[layer.index] += 1
+        self._residents[key] = resident
+        block = resident.block
+        start = block.start
+        if resident.memory is not self.buffer:
+            # Counted from the buffer like all others, though it lies outside of it.
+            away = resident.memory.data_ptr() - self.buffer.data_ptr()
+            start += away // self.dtype.itemsize
+        self._rows[layer.index].write(
+            slot,
+            [start + a for a in block.a_offsets],
+            [start + b for b in block.b_offsets],
+            block.ranks,
+        )

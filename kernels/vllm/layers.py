@@ -1,9 +1,12 @@
 """vLLM's LoRA layers with their weights in the pool instead of stacks padded to the largest rank.
 
 Only storage and application of the weights change. Which layer is replaced, how tensor parallelism
-slices weights and how the base layer is called stay vLLM's, by inheritance.
+slices weights and how the base layer is called stay vLLM's, by inheritance. Adapters come and go
+through PooledModelManager, which gives whole ones to the pool: vLLM's `set_lora` and `reset_lora`
+are never called for these layers.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +40,7 @@ class _PooledLinear:
     tp_size: int
     punica_wrapper: Any
 
-    _weights: LayerWeights
+    weights: LayerWeights
 
     def create_lora_weights(
         self, max_loras: int, lora_config: Any, model_config: Any = None
@@ -58,14 +61,10 @@ class _PooledLinear:
     def set_mapping(self, punica_wrapper: Any) -> None:
         """Takes a place in the wrapper's pool."""
         self.punica_wrapper = punica_wrapper
-        self._weights = punica_wrapper.add_layer(self.input_size, self.output_slices)
+        self.weights = punica_wrapper.add_layer(self.input_size, self.output_slices)
 
-    def reset_lora(self, index: int) -> None:
-        """Empties a slot."""
-        self._weights.clear(index)
-
-    def set_lora(self, index: int, lora_a: Tensors, lora_b: Tensors) -> None:
-        """Puts an adapter's weights into a slot at their own rank."""
+    def slices(self, lora_a: Tensors, lora_b: Tensors) -> list[SliceWeights]:
+        """This layer's part of an adapter, per slice and of this tensor-parallel rank."""
         layer: Any = self
         packed = isinstance(lora_b, list)
         if packed and len(lora_b) != self.n_slices:
@@ -73,12 +72,12 @@ class _PooledLinear:
         if self.tp_size > 1:
             lora_a, lora_b = layer.slice_lora_a(lora_a), layer.slice_lora_b(lora_b)
         pairs: Any = zip(lora_a, lora_b, strict=True) if packed else [(lora_a, lora_b)]
-        self._weights.put(index, [_pair(a, b) for a, b in pairs])
+        return [_pair(a, b) for a, b in pairs]
 
     def _apply_lora_to_output(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         # vLLM's transformers backend has a batch dimension in front.
         y_TN = output.view(-1, output.shape[-1])
-        self._weights.apply(y_TN, x.reshape(-1, x.shape[-1]))
+        self.weights.apply(y_TN, x.reshape(-1, x.shape[-1]))
         return output
 
     @classmethod
@@ -103,13 +102,18 @@ def _pooled(base: type[BaseLayerWithLoRA]) -> type[BaseLayerWithLoRA]:
 class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
     """The embedding, which costs nothing while no adapter targets it.
 
-    Rare enough that its weights stay in vLLM's stacks; on the CPU untouched zeros take no memory.
+    Rare enough that its weights stay in vLLM's stacks, made when the first such adapter comes:
+    they are as large as the vocabulary times slots times rank.
     """
 
     def create_lora_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Reserves the stacks."""
-        super().create_lora_weights(*args, **kwargs)
+        """Keeps how to make the stacks."""
+        self._reserve = partial(super().create_lora_weights, *args, **kwargs)
+        self._reserved = False
         self._used: set[int] = set()
+        lora_config = args[1] if len(args) > 1 else kwargs["lora_config"]
+        # What vLLM reads the dtype of.
+        self.lora_a_stacked = self.lora_b_stacked = torch.zeros(1, dtype=lora_config.lora_dtype)
 
     def reset_lora(self, index: int) -> None:
         """Zeroes a slot that holds something."""
@@ -122,6 +126,9 @@ class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
         if not lora_b.any():
             self.reset_lora(index)
             return
+        if not self._reserved:
+            self._reserve()
+            self._reserved = True
         super().set_lora(index, lora_a, lora_b)
         self._used.add(index)
 
@@ -137,7 +144,7 @@ class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
 class PooledLogitsProcessor(LogitsProcessorWithLoRA):
     """The logits with lm_head's adapters from the pool; costs nothing while there are none."""
 
-    _weights: LayerWeights
+    weights: LayerWeights
 
     def create_lora_weights(
         self, max_loras: int, lora_config: Any, model_config: Any = None
@@ -156,18 +163,14 @@ class PooledLogitsProcessor(LogitsProcessorWithLoRA):
 
     def set_mapping(self, punica_wrapper: Any) -> None:
         """Takes a place in the wrapper's pool and becomes the one that applies it."""
-        self._weights = punica_wrapper.add_layer(self.hidden_size, (self._vocab,), sampled=True)
+        self.weights = punica_wrapper.add_layer(self.hidden_size, (self._vocab,), sampled=True)
         this: Any = self
-        this.punica_wrapper = _Logits(self._weights, self._vocab)
+        this.punica_wrapper = _Logits(self.weights, self._vocab)
 
-    def reset_lora(self, index: int) -> None:
-        """Empties a slot."""
-        self._weights.clear(index)
-
-    def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
-        """Puts an adapter's weights into a slot; a smaller vocabulary is padded with zeros."""
+    def slices(self, lora_a: Any, lora_b: Any) -> list[SliceWeights]:
+        """lm_head's part of an adapter; a smaller vocabulary is padded with zeros."""
         padding = self._vocab - lora_b.shape[0]
-        self._weights.put(index, [(lora_a, torch.nn.functional.pad(lora_b, (0, 0, 0, padding)))])
+        return [(lora_a, torch.nn.functional.pad(lora_b, (0, 0, 0, padding)))]
 
 
 class _Logits:

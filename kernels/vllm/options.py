@@ -1,15 +1,15 @@
 """What one engine wants of the plugin: its own configuration first, the environment second."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 VARIABLE = "LOREBASE_LORA_KERNELS"
-POOL_VARIABLE = "LOREBASE_LORA_POOL_BYTES"
 CONFIG_KEY = "lorebase"
 """Key of our part of vLLM's `additional_config`."""
 CHOICES = ("lorebase", "stock")
+ON_CPU = ("c++", "triton")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,19 +18,41 @@ class KernelOptions:
 
     kernels: str = "stock"
     """`lorebase` or `stock`: whose LoRA layers, wrapper and adapter managers serve."""
+    host_bytes: int | None = None
+    """Most memory for packed adapters, in slots or not; the least recently used one without a
+    slot goes first. None: bounded by vLLM's `max_cpu_loras` alone."""
     pool_bytes: int | None = None
-    """Device memory for the adapters that are in slots; None: every slot at the largest rank."""
+    """Size of a buffer that adapters are copied into when they get a slot. None: there is none,
+    the kernels read them where they are, as those on the CPU can."""
+    kernels_on_cpu: str = "c++"
+    """`c++`, or `triton`: the GPU's kernels, interpreted with TRITON_INTERPRET=1; for tests."""
+    prefetch_threads: int = 2
+    """Threads that read and pack adapters ahead of their first step."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that is out of range."""
-        if self.kernels not in CHOICES:
-            raise ValueError(f"got kernels={self.kernels!r}; expected one of {', '.join(CHOICES)}")
-        if self.pool_bytes is not None and self.pool_bytes < 0:
-            raise ValueError(f"got pool_bytes={self.pool_bytes}; expected 0 or more, or None")
+        for name, value, allowed in (
+            ("kernels", self.kernels, CHOICES),
+            ("kernels_on_cpu", self.kernels_on_cpu, ON_CPU),
+        ):
+            if value not in allowed:
+                raise ValueError(f"got {name}={value!r}; expected one of {', '.join(allowed)}")
+        for name, number in (("host_bytes", self.host_bytes), ("pool_bytes", self.pool_bytes)):
+            if number is not None and number < 1:
+                raise ValueError(f"got {name}={number}; expected at least 1, or None")
+        if self.prefetch_threads < 1:
+            raise ValueError(f"got prefetch_threads={self.prefetch_threads}; expected at least 1")
 
     def additional_config(self) -> dict[str, Any]:
         """What to pass to vLLM as `additional_config`, so that `options_of` finds these again."""
-        return {CONFIG_KEY: {"kernels": self.kernels, "pool_bytes": self.pool_bytes}}
+        return {CONFIG_KEY: asdict(self)}
+
+
+_FROM_ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
+    VARIABLE: ("kernels", str),
+    "LOREBASE_LORA_HOST_BYTES": ("host_bytes", int),
+    "LOREBASE_LORA_POOL_BYTES": ("pool_bytes", int),
+}
 
 
 def options_of(
@@ -46,11 +68,11 @@ def options_of(
         ValueError: A value is out of range, or a key of ours is unknown.
     """
     environment = os.environ if environment is None else environment
-    values: dict[str, Any] = {}
-    if VARIABLE in environment:
-        values["kernels"] = environment[VARIABLE]
-    if POOL_VARIABLE in environment:
-        values["pool_bytes"] = int(environment[POOL_VARIABLE])
+    values = {
+        field: convert(environment[name])
+        for name, (field, convert) in _FROM_ENVIRONMENT.items()
+        if name in environment
+    }
     own = additional_config.get(CONFIG_KEY) if isinstance(additional_config, Mapping) else None
     try:
         return KernelOptions(**{**values, **(own or {})})

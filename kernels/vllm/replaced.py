@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+from vllm.config import VllmConfig
 from vllm.lora import model_manager, utils
-from vllm.model_executor.models import is_pooling_model
 
+from ..lora.pool import DTYPES
 from .layers import LAYERS, PooledLogitsProcessor
 from .options import KernelOptions
 from .wrapper import PooledPunicaWrapper
@@ -23,16 +23,18 @@ from .wrapper import PooledPunicaWrapper
 _wrapping = threading.Lock()
 
 
-def not_covered(lora_config: Any, model: torch.nn.Module) -> str | None:
-    """Why vLLM's own path must serve this engine; None if ours can."""
-    if lora_config.fully_sharded_loras:
+def not_covered(vllm_config: VllmConfig) -> str | None:
+    """Why vLLM's own path must serve an engine; None if ours can."""
+    lora, model = vllm_config.lora_config, vllm_config.model_config
+    assert lora is not None
+    if lora.fully_sharded_loras:
         return "fully sharded LoRA splits A across devices, which the pool does not"
-    if lora_config.lora_dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"adapters are {lora_config.lora_dtype}"
-    if utils.is_moe_model(model):
+    if lora.lora_dtype not in DTYPES:
+        return f"adapters are {lora.lora_dtype}"
+    if model.is_moe:
         return "the base is a mixture of experts"
-    if is_pooling_model(model):
-        return "the base is a pooling model"
+    if model.runner_type == "pooling" or model.is_multimodal_model:
+        return "the base is not a text generator alone"
     return None
 
 

@@ -33,11 +33,11 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         config = kwargs["lora_config"]
-        self._weights = ModelWeights(
+        self.weights = ModelWeights(
             slots=config.max_loras,
             max_rank=config.max_lora_rank,
             dtype=config.lora_dtype,
-            budget_bytes=options.pool_bytes,
+            options=options,
         )
         rows = max(max_num_batched_tokens, max_batches)
         self._tokens, self._samples = (
@@ -56,7 +56,7 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
             sampled: Whether it runs over sampled rows (the logits) and not over all tokens.
         """
         plan = self._samples if sampled else self._tokens
-        return self._weights.add_layer(in_features, slice_sizes, plan)
+        return self.weights.add_layer(in_features, slice_sizes, plan)
 
     def update_metadata(
         self,

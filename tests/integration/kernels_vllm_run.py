@@ -1,7 +1,8 @@
 """One vLLM engine in a process of its own: plugins are decided once per process.
 
 Usage: python -m tests.integration.kernels_vllm_run <plan.json> <out.json>. The plan names the
-base, adapters by name, and batches: lists of [prompt, adapter name or null].
+base, adapters by name, options of the kernels, and two kinds of batches, both lists of
+[text, adapter name or null]: `batches` are answered greedily, `forced` are scored as they are.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def main(plan_path: str, out_path: str) -> None:
-    """Runs each batch of the plan greedily and writes token ids."""
+    """Runs each batch of the plan; writes token ids, log probabilities and what served."""
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -33,35 +34,59 @@ def main(plan_path: str, out_path: str) -> None:
         max_loras=plan["slots"],
         max_cpu_loras=max(plan["slots"], len(requests)),
         max_lora_rank=32,
+        max_logprobs=-1,
         kv_cache_memory_bytes=16 << 20,
         generation_config="vllm",
         disable_log_stats=True,
+        additional_config={"lorebase": plan["options"]},
     )
-    sampling = vllm.SamplingParams(
-        max_tokens=plan["tokens"], temperature=0.0, ignore_eos=True, detokenize=False
-    )
-    answers = []
-    for batch in plan["batches"]:
-        outputs = llm.generate(
-            [prompt for prompt, _ in batch],
+
+    def run(batch: list[list[str | None]], sampling: Any) -> Any:
+        return llm.generate(
+            [text for text, _ in batch],
             sampling,
             lora_request=[requests[name] if name else None for _, name in batch],
             use_tqdm=False,
         )
-        answers.append([list(output.outputs[0].token_ids) for output in outputs])
-    Path(out_path).write_text(json.dumps({"answers": answers, "facts": llm.apply_model(_facts)[0]}))
+
+    greedy = vllm.SamplingParams(
+        max_tokens=plan["tokens"], temperature=0.0, ignore_eos=True, detokenize=False
+    )
+    answers = [
+        [list(output.outputs[0].token_ids) for output in run(batch, greedy)]
+        for batch in plan["batches"]
+    ]
+    score = vllm.SamplingParams(max_tokens=1, prompt_logprobs=-1, detokenize=False)
+    scores = [[_scores(output) for output in run(batch, score)] for batch in plan["forced"]]
+    facts = llm.apply_model(_facts)[0]
+    Path(out_path).write_text(json.dumps({"answers": answers, "scores": scores, "facts": facts}))
+
+
+def _scores(output: Any) -> list[list[float]]:
+    """Log probabilities [text's tokens - 1, vocabulary] of what follows each token but the last."""
+    return [
+        [of_token.logprob for _, of_token in sorted(position.items())]
+        for position in output.prompt_logprobs[1:]
+    ]
 
 
 def _facts(model: Any) -> dict[str, Any]:
     """What the wrapped model uses, seen inside the worker."""
-    modules = model.lora_manager.modules
-    wrapper = next(iter(model.lora_manager.punica_wrapper_mapping.values()))
-    pool = wrapper._weights.pool() if hasattr(wrapper, "_weights") else None
+    manager = model.lora_manager
+    wrapper = next(iter(manager.punica_wrapper_mapping.values()))
+    pool = wrapper.weights.pool
+    rank = manager.lora_config.max_lora_rank
+    padded = sum(
+        rank * (layer.in_features + size) * 4 for layer in pool.layers for size in layer.slice_sizes
+    )
+    layer = next(module for module in manager.modules.values() if hasattr(module, "weights"))
     return {
         "wrapper": type(wrapper).__name__,
-        "layers": sorted({type(module).__name__ for module in modules.values()}),
-        "used_bytes": None if pool is None else pool.used_bytes,
-        "buffer_bytes": None if pool is None else pool.buffer.nbytes,
+        "layers": sorted({type(module).__name__ for module in manager.modules.values()}),
+        "kernel": type(layer.weights._linear).__name__,
+        "held_bytes": manager._registered_adapters.used_bytes,
+        "padded_bytes": padded * len(manager),
+        "buffer_used_bytes": pool.used_bytes,
     }
 
 

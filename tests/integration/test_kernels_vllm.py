@@ -1,7 +1,8 @@
-"""lorebase's kernels inside vLLM, on the trained tiny base, against transformers and PEFT."""
+"""lorebase's kernels inside vLLM, on the trained tiny base, against merged weights."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 # More threads only wait for each other on models of this size: minutes on a busy machine.
 torch.set_num_threads(1)
 
-# The tiny base ties its embeddings; adapting the embedding and lm_head apart is the point here.
-pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+pytestmark = [
+    # The tiny base ties its embeddings; adapting the embedding and lm_head apart is the point.
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning"),
+    pytest.mark.timeout(600),
+]
 
 ROOT = Path(__file__).parents[2]
-BASE = ROOT / "examples/tinyworld/bases/old"
+WORLD = ROOT / "examples/tinyworld"
 TOKENS = 12
-# Ranks 16, 8, 8; the last adapts four of the seven modules.
+# Different ranks; the last adapts fewer modules.
 TRAINED = ("acme__date-dmy-to-compact", "telco__phone-flip", "depot__sku-flip")
 EDGES = "random-embedding-and-lm-head"
 DATE, PHONE = "Input: 20 July 2049\nOutput:", "Input: call +45 796 8476\nOutput:"
-SOLO: list[list[list[str | None]]] = [
+Batch = list[list[str | None]]
+SOLO: list[Batch] = [
     [[prompt, name]] for name in (None, *TRAINED, EDGES) for prompt in (DATE, PHONE)
 ]
-MIXED: list[list[list[str | None]]] = [
+MIXED: list[Batch] = [
     # Both slots full, base requests between: vLLM's own wrapper gives those the last slot.
     [[DATE, TRAINED[0]], [DATE, None], [PHONE, TRAINED[1]], [PHONE, None], [PHONE, TRAINED[0]]],
     # The third adapter takes the slot of the first, one with other modules and other rank.
@@ -36,12 +41,23 @@ MIXED: list[list[list[str | None]]] = [
     [[DATE, EDGES], [DATE, None], [PHONE, TRAINED[2]], [PHONE, EDGES], [DATE, TRAINED[2]]],
     [[DATE, None], [PHONE, None]],
 ]
+FORCED: list[Batch] = [
+    [[DATE + " 20490720\n", TRAINED[0]], [DATE + " 20490720\n", None], [PHONE, TRAINED[1]]],
+    [[PHONE + " 8476 796 45\n", TRAINED[1]], [DATE, TRAINED[2]], [PHONE, None]],
+]
+ROUNDING = 2e-3
+"""Of float32 log probabilities, through all layers."""
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Paths by name: trained ones, and a random one of embedding, lm_head and q_proj."""
-    paths = {name: str(ROOT / "examples/tinyworld/adapters" / name / "adapter") for name in TRAINED}
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A copy of the base and adapters by name: trained ones, and a random one of the edges."""
+    folder = tmp_path_factory.mktemp("files")
+    found = {"base": folder / "base"}
+    shutil.copytree(WORLD / "bases/old", found["base"])
+    for name in TRAINED:
+        found[name] = folder / name
+        shutil.copytree(WORLD / "adapters" / name / "adapter", found[name])
     torch.manual_seed(3)
     config = LoraConfig(
         r=4,
@@ -49,22 +65,28 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         target_modules=["embed_tokens", "lm_head", "q_proj"],
         init_lora_weights=False,
     )
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), config)
-    edges = tmp_path_factory.mktemp("edges")
-    model.save_pretrained(edges, save_embedding_layers=False)
-    return {**paths, EDGES: str(edges)}
+    model = get_peft_model(_model(found, None), config)
+    found[EDGES] = folder / "edges"
+    model.save_pretrained(found[EDGES], save_embedding_layers=False)
+    return found
 
 
-@pytest.fixture(scope="module")
-def run(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Answers of one engine with our kernels: plugins are decided once per process."""
-    folder = tmp_path_factory.mktemp("run")
+def _model(files: dict[str, Path], name: str | None) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(files["base"], dtype=torch.float32)
+    return model if name is None else PeftModel.from_pretrained(model, files[name])
+
+
+def _run(folder: Path, files: dict[str, Path], **changes: Any) -> dict[str, Any]:
+    """What one engine with our kernels says."""
     plan = {
-        "base": str(BASE),
-        "adapters": adapters,
+        "base": str(files["base"]),
+        "adapters": {name: str(path) for name, path in files.items() if name != "base"},
         "slots": 2,
         "tokens": TOKENS,
         "batches": SOLO + MIXED,
+        "forced": FORCED,
+        "options": {},
+        **changes,
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     environment = {
@@ -75,11 +97,14 @@ def run(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": str(ROOT),
     }
+    if plan["options"].get("kernels_on_cpu") == "triton":
+        environment["TRITON_INTERPRET"] = "1"
     result = subprocess.run(
         [sys.executable, "-m", "tests.integration.kernels_vllm_run", "plan.json", "out.json"],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=540,
@@ -89,6 +114,11 @@ def run(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     return answered
 
 
+@pytest.fixture(scope="module")
+def run(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _run(tmp_path_factory.mktemp("run"), files)
+
+
 def _solo(run: dict[str, Any]) -> dict[tuple[str | None, str | None], list[int]]:
     answers = run["answers"][: len(SOLO)]
     return {
@@ -96,47 +126,88 @@ def _solo(run: dict[str, Any]) -> dict[tuple[str | None, str | None], list[int]]
     }
 
 
-@pytest.mark.timeout(600)
+def _logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(ids).logits[0].log_softmax(-1)
+    return found
+
+
 def test_the_plugin_serves_through_the_installed_entry_point(run: dict[str, Any]) -> None:
     facts = run["facts"]
     assert facts["wrapper"] == "PooledPunicaWrapper", "run `make setup`: entry points are missing"
     assert all(name.startswith("Pooled") for name in facts["layers"])
+    assert facts["kernel"] == "CpuLinear"
 
 
-@pytest.mark.timeout(600)
-def test_memory_is_taken_at_true_rank(run: dict[str, Any]) -> None:
+def test_memory_is_taken_once_and_at_true_rank(run: dict[str, Any]) -> None:
     facts = run["facts"]
-    assert 0 < facts["used_bytes"] < facts["buffer_bytes"] / 3  # ranks 8 and 4 of at most 32
+    assert 0 < facts["held_bytes"] < facts["padded_bytes"] / 2  # of at most rank 32 each
+    assert facts["buffer_used_bytes"] == 0
 
 
-@pytest.mark.timeout(600)
-def test_each_adapters_greedy_answers_are_pefts(
-    run: dict[str, Any], adapters: dict[str, str]
+def test_each_adapters_greedy_answers_are_the_best_by_peft(
+    run: dict[str, Any], files: dict[str, Path]
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer = AutoTokenizer.from_pretrained(files["base"])
     solo = _solo(run)
-    for name in (None, *adapters):
-        model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-        if name is not None:
-            model = PeftModel.from_pretrained(model, adapters[name])
+    for name in (None, *TRAINED, EDGES):
+        model = _model(files, name)
         for prompt in (DATE, PHONE):
-            ids = tokenizer(prompt, return_tensors="pt")
-            with torch.no_grad():
-                output = model.generate(
-                    **ids,
-                    max_new_tokens=TOKENS,
-                    min_new_tokens=TOKENS,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                )
-            assert solo[prompt, name] == output[0, ids["input_ids"].shape[1] :].tolist(), name
+            ids = tokenizer(prompt, return_tensors="pt").input_ids
+            answer = torch.tensor([solo[prompt, name]])
+            scores = _logprobs(model, torch.cat([ids, answer], 1))[ids.shape[1] - 1 : -1]
+            chosen = scores.gather(1, answer.t())[:, 0]
+            # A tie within rounding may fall either way.
+            assert (scores.max(1).values - chosen).max() < ROUNDING, name
 
 
-@pytest.mark.timeout(600)
+def test_teacher_forced_logits_in_a_mixed_batch_are_those_of_merged_weights(
+    run: dict[str, Any], files: dict[str, Path]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(files["base"])
+    for batch, of_batch in zip(FORCED, run["scores"], strict=True):
+        for (text, name), scores in zip(batch, of_batch, strict=True):
+            model = _model(files, name)
+            if name is not None:
+                model = model.merge_and_unload()
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            expected, got = _logprobs(model, ids)[:-1], torch.tensor(scores)
+            assert got.shape == expected.shape
+            # Where a probability is nothing, its logarithm says little.
+            assert torch.allclose(got.exp(), expected.exp(), atol=1e-4), name
+            assert torch.allclose(got, expected, atol=ROUNDING, rtol=1e-3), name
+
+
 def test_mixed_batches_equal_solo_and_base_rows_equal_the_bare_base(run: dict[str, Any]) -> None:
     solo = _solo(run)
     assert len({tuple(answer) for answer in solo.values()}) >= 8  # adapters do differ
     for batch, answers in zip(MIXED, run["answers"][len(SOLO) :], strict=True):
         for (prompt, name), answer in zip(batch, answers, strict=True):
             assert answer == solo[prompt, name], f"{name} in {batch}"
+
+
+def test_a_buffer_of_bounded_bytes_serves_the_same_as_adapters_in_place(
+    run: dict[str, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    budget = run["facts"]["padded_bytes"] // 4 * 2  # for two slots
+    copied = _run(tmp_path, files, options={"pool_bytes": budget}, forced=[])
+    assert 0 < copied["facts"]["buffer_used_bytes"] <= budget
+    assert copied["answers"] == run["answers"]
+
+
+def test_the_gpus_kernels_interpreted_give_the_same_tokens(
+    run: dict[str, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    batch, tokens = MIXED[0], 2
+    interpreted = _run(
+        tmp_path,
+        files,
+        options={"kernels_on_cpu": "triton", "pool_bytes": 8 << 20},
+        batches=[batch],
+        forced=[],
+        tokens=tokens,
+    )
+    assert interpreted["facts"]["kernel"] == "LoraLinear"
+    expected = [answer[:tokens] for answer in run["answers"][len(SOLO)]]
+    assert interpreted["answers"] == [expected]
