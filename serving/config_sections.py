@@ -139,10 +139,14 @@ class EngineSection(Section):
     """Requests in one step."""
     max_batched_tokens: int = 2048
     """Tokens in one step."""
-    max_loras: int = 8
-    """Distinct adapters in one step."""
-    max_cpu_loras: int = 64
-    """Adapter versions kept loaded."""
+    max_loras: int | None = None
+    """Distinct adapters in one step; None derives it from `adapter_slot_bytes`."""
+    adapter_slot_bytes: int = 1 << 30
+    """Memory for the adapters of one step."""
+    max_cpu_loras: int = 4096
+    """Adapter versions kept loaded, at most."""
+    adapter_host_bytes: int = 2 << 30
+    """Memory for the adapter versions kept loaded."""
     max_lora_rank: int = 64
     """Largest adapter rank."""
     kv_cache_bytes: int | None = None
@@ -158,7 +162,7 @@ class EngineSection(Section):
     stream_interval: int = 1
     """Tokens per streamed chunk, after the first."""
     adapter_wait_s: float = 10.0
-    """Wait for a place when `max_cpu_loras` versions are in use."""
+    """Wait for a place when all versions that fit are in use."""
     adapter_load_timeout_s: float = 60.0
     """Bound of loading one version."""
     threads: int = 1
@@ -211,10 +215,14 @@ class UpgradeSection(Section):
     """Synthetic inputs to distil on: |D| of the paper's experiments."""
     evaluation_samples: int = Field(default=200, ge=1)
     """Further synthetic inputs, held out for the gate of label-free adapters."""
-    steps: int = Field(default=0, ge=0)
-    """Training steps of a distillation; 0 means 20 epochs, as in the paper."""
-    batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
+    recipe: Literal["lorebase", "trans-lora", "titok"] = "lorebase"
+    """How adapters are transferred: whose inputs, which filter, which losses, how long."""
+    steps: int | None = Field(default=None, ge=0)
+    """Training steps of a distillation instead of the recipe's; 0 means 20 epochs."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Instead of the recipe's."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Instead of the recipe's, which is for bases of 2 to 13 billion parameters."""
     seed: int = 0
     workers: int = Field(default=1, ge=1, le=64)
     """Background training processes."""

@@ -32,13 +32,34 @@ class LoadedAdapter:
         return f"{self.version.id}#{self.int_id}"
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterStall:
+    """A time in which the engine's loop did nothing but bring an adapter in."""
+
+    int_id: int
+    rank: int
+    """The adapter's largest."""
+    load_s: float
+    """Into host memory: what reading ahead had left to do. 0 when it was there."""
+    slot_s: float
+    """Into a slot, for a step. 0 when it was announced only."""
+
+
 Load = Callable[[LoadedAdapter], Awaitable[None]]
 Unload = Callable[[LoadedAdapter], Awaitable[None]]
+Measure = Callable[[VersionRef], Awaitable[int]]
+MAX_PREFETCHES = 8
+"""Versions that load at a time before anybody may wait for them."""
+
+
+async def _weightless(version: VersionRef) -> int:
+    return 0
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     adapter: LoadedAdapter
+    bytes: int = 0
     loading: asyncio.Task[None] | None = None
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -49,21 +70,36 @@ class AdapterRegistry:
 
     Args:
         capacity: versions held at once, loading and leaving ones included.
+        budget_bytes: memory of all of them together; None: only their number is bounded.
+        measure: says how many bytes a version takes; called before it is loaded.
         load: brings a version into the engine; raises if it does not fit.
         unload: takes it out again; must tolerate one that is not there.
         wait_s: seconds to wait for a place when every version held is in use.
     """
 
-    def __init__(self, *, capacity: int, load: Load, unload: Unload, wait_s: float = 10.0) -> None:
-        if capacity < 1:
-            raise InvalidArgumentError(f"got capacity={capacity}, expected at least 1")
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        load: Load,
+        unload: Unload,
+        wait_s: float = 10.0,
+        budget_bytes: int | None = None,
+        measure: Measure = _weightless,
+    ) -> None:
+        if capacity < 1 or (budget_bytes is not None and budget_bytes < 1):
+            raise InvalidArgumentError(
+                f"got capacity={capacity}, budget_bytes={budget_bytes}; expected at least 1"
+            )
         self._capacity = capacity
+        self._budget_bytes = budget_bytes
+        self._measure = measure
         self._load = load
         self._unload = unload
         self._wait_s = wait_s
         self._ids = itertools.count(1)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._held = 0
+        self._held = self._held_bytes = self._loading = 0
         self._placing = asyncio.Lock()
         self._departures: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -72,6 +108,22 @@ class AdapterRegistry:
     def loaded(self) -> tuple[str, ...]:
         """Ids of the versions that are ready, least recently used first."""
         return tuple(key for key, entry in self._entries.items() if entry.loading is None)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all versions held, loading and leaving ones included."""
+        return self._held_bytes
+
+    def prefetch(self, version: VersionRef) -> None:
+        """Begins to load a version that a queued request will use; a hint that never raises.
+
+        Nobody has to leave for it: where there is no room, the request itself makes some.
+        """
+        room = self._held < self._capacity and self._loading < MAX_PREFETCHES
+        if self._budget_bytes is not None:
+            room = room and self._held_bytes < self._budget_bytes
+        if room and version.id not in self._entries:
+            self._begin(version)
 
     async def ensure(self, version: VersionRef) -> LoadedAdapter:
         """Loads a version unless it is loaded; concurrent calls share one load.
@@ -88,10 +140,7 @@ class AdapterRegistry:
         """Ensures a version and keeps it loaded while the context is open; raises as `ensure`."""
         entry = self._entries.get(version.id)
         if entry is None:
-            entry = _Entry(LoadedAdapter(version=version, int_id=next(self._ids)))
-            self._entries[version.id] = entry
-            entry.loading = asyncio.create_task(self._enter(entry))
-            entry.loading.add_done_callback(_retrieve)
+            entry = self._begin(version)
         _check_same(entry.adapter.version, version)
         self._entries.move_to_end(version.id)
         # Counted while it loads already: else it could be evicted between the end of the load
@@ -125,8 +174,23 @@ class AdapterRegistry:
         await self._depart(entry)
         return True
 
+    def _begin(self, version: VersionRef) -> _Entry:
+        entry = _Entry(LoadedAdapter(version=version, int_id=next(self._ids)))
+        self._entries[version.id] = entry
+        self._loading += 1
+        entry.loading = asyncio.create_task(self._enter(entry))
+        entry.loading.add_done_callback(self._began)
+        return entry
+
+    def _began(self, task: asyncio.Task[None]) -> None:
+        self._loading -= 1
+        # A failed load whose callers were all cancelled is no news: the next one meets it again.
+        if not task.cancelled():
+            task.exception()
+
     async def _enter(self, entry: _Entry) -> None:
         try:
+            entry.bytes = await self._measure(entry.adapter.version)
             await self._take_place(entry)
             try:
                 await self._load(entry.adapter)
@@ -134,7 +198,7 @@ class AdapterRegistry:
                 # A load that failed half way may have left something behind.
                 with suppress(Exception):
                     await self._unload(entry.adapter)
-                self._free_place()
+                self._free_place(entry)
                 raise
         except BaseException:
             if self._entries.get(entry.adapter.version.id) is entry:
@@ -143,10 +207,17 @@ class AdapterRegistry:
         entry.loading = None
 
     async def _take_place(self, entry: _Entry) -> None:
+        budget = self._budget_bytes
+        if budget is not None and entry.bytes > budget:
+            raise InvalidArgumentError(
+                f"adapter version {entry.adapter.version.id!r} takes {entry.bytes} bytes, and "
+                f"engine.adapter_host_bytes is {budget}; raise that, or use a smaller rank",
+                reason="ADAPTER_TOO_LARGE",
+            )
         try:
             # The lock makes newcomers take places in the order in which they came.
             async with asyncio.timeout(self._wait_s), self._placing:
-                while self._held >= self._capacity:
+                while not self._fits(entry):
                     victim = self._least_recently_used_idle()
                     if victim is None:
                         self._changed.clear()
@@ -155,11 +226,13 @@ class AdapterRegistry:
                     del self._entries[victim.adapter.version.id]
                     await self._depart(victim)
                 self._held += 1
+                self._held_bytes += entry.bytes
         except TimeoutError:
             raise ResourceExhaustedError(
-                f"all {self._capacity} places for adapter versions are in use; adapter version "
-                f"{entry.adapter.version.id!r} has to wait. Retry later, or raise "
-                "engine.max_cpu_loras",
+                f"{self._held} adapter versions of {self._held_bytes} bytes are in use; adapter "
+                f"version {entry.adapter.version.id!r} of {entry.bytes} bytes has to wait. Retry "
+                f"later, or raise engine.adapter_host_bytes ({budget}) or engine.max_cpu_loras "
+                f"({self._capacity})",
                 reason="ADAPTER_SLOTS_FULL",
                 retry_after_s=1.0,
             ) from None
@@ -181,17 +254,18 @@ class AdapterRegistry:
         try:
             await self._unload(entry.adapter)
         finally:
-            self._free_place()
+            self._free_place(entry)
 
-    def _free_place(self) -> None:
+    def _fits(self, entry: _Entry) -> bool:
+        budget = self._budget_bytes
+        return self._held < self._capacity and (
+            budget is None or self._held_bytes + entry.bytes <= budget
+        )
+
+    def _free_place(self, entry: _Entry) -> None:
         self._held -= 1
+        self._held_bytes -= entry.bytes
         self._changed.set()
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    # A failed load whose callers were all cancelled is no news: the next caller meets it again.
-    if not task.cancelled():
-        task.exception()
 
 
 def _check_same(known: VersionRef, got: VersionRef) -> None:

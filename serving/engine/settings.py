@@ -49,12 +49,19 @@ class EngineSettings:
     """Requests that may run in one step."""
     max_batched_tokens: int = 2048
     """Tokens computed in one step; longer prompts are prefilled in chunks of this size."""
-    max_loras: int = 8
-    """Different adapters that may run in one step; each holds a slot of `max_lora_rank`."""
-    max_cpu_loras: int = 64
-    """Adapter versions kept loaded; the least recently used idle one goes first."""
+    max_loras: int | None = None
+    """Different adapters that may run in one step. None: as many as `adapter_slot_bytes` holds,
+    at most one for each request of a step."""
+    adapter_slot_bytes: int = 1 << 30
+    """Memory for the adapters of a step, beside `adapter_host_bytes`. Every slot is counted at
+    `max_lora_rank`, so that any adapters fit together. Our kernels on CPU need none of it."""
+    max_cpu_loras: int = 4096
+    """Most adapter versions kept loaded, whatever their size."""
+    adapter_host_bytes: int = 2 << 30
+    """Memory for the adapter versions kept loaded, each at its own rank; the least recently used
+    idle ones go first. Using one of them again costs no reading."""
     max_lora_rank: int = 64
-    """Largest adapter rank; larger ones are refused. vLLM pads every slot to it."""
+    """Largest adapter rank; larger ones are refused. vLLM's own kernels pad every slot to it."""
     kv_cache_bytes: int | None = None
     """Size of the KV cache. None: 256 MiB on CPU; on GPU what vLLM's profiling finds free."""
     block_size: int | None = None
@@ -70,7 +77,7 @@ class EngineSettings:
     stream_interval: int = 1
     """Tokens per streamed chunk, after the first; 8 cuts the gateway's work to a third."""
     adapter_wait_s: float = 10.0
-    """How long a request waits for a version to become idle when `max_cpu_loras` are in use."""
+    """How long a request waits for a version to become idle when all that fit are in use."""
     adapter_load_timeout_s: float = 60.0
     """How long loading one adapter version may take."""
     cpu_threads: int = 1
@@ -89,13 +96,15 @@ class EngineSettings:
             if not getattr(self, name):
                 raise InvalidArgumentError(f"engine.{name} is empty; name one")
         for name in (
-            "max_num_seqs", "max_batched_tokens", "max_loras", "max_lora_rank", "stream_interval",
-            "background_queue", "cpu_threads",
+            "max_num_seqs", "max_batched_tokens", "max_lora_rank", "stream_interval",
+            "background_queue", "cpu_threads", "adapter_slot_bytes", "adapter_host_bytes",
         ):  # fmt: skip
             _at_least(name, getattr(self, name), 1)
         _at_least("max_model_len", self.max_model_len, 2)
         _at_least("background_cap_busy", self.background_cap_busy, 0)
-        _at_least("max_cpu_loras", self.max_cpu_loras, self.max_loras)
+        if self.max_loras is not None:
+            _at_least("max_loras", self.max_loras, 1)
+        _at_least("max_cpu_loras", self.max_cpu_loras, self.max_loras or 1)
         if self.kv_cache_bytes is not None:
             _at_least("kv_cache_bytes", self.kv_cache_bytes, 1 << 20)
         if self.block_size is not None and (self.block_size < 8 or self.block_size % 8):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
@@ -42,6 +43,11 @@ class AsyncDriver:
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
+
+    async def call_worker(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of vllm_worker.WorkerExtension between two steps."""
+        [result] = await self._llm.collective_rpc(method, args=arguments)
+        return result
 
     async def add_lora(self, lora: LoRARequest) -> None:
         """Loads an adapter."""

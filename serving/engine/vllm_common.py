@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -21,11 +22,13 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 from lorebase.kernels.vllm import plugin
 from lorebase.kernels.vllm.options import KernelOptions
 
+from ..artifacts import base_shapes
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
 from . import vllm_scheduler
 from .adapters import LoadedAdapter
+from .budget import ITEMSIZE, adapter_slots
 from .protocol import Chunk, FinishReason, Sampling
-from .settings import EngineSettings, read_cpu_flags, resolve_dtype
+from .settings import ConcreteDtype, EngineSettings, read_cpu_flags, resolve_dtype
 
 _DEFAULT_CPU_KV_BYTES = 256 << 20
 _DEFAULT_CPU_BLOCK = 32
@@ -35,12 +38,15 @@ _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetit
 def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
     """Translates settings to vLLM's arguments, for this machine's device."""
     cpu = current_platform.is_cpu()
-    dtype = resolve_dtype(
-        settings.dtype, device="cpu" if cpu else "cuda", cpu_flags=read_cpu_flags()
+    dtype = engine_dtype(settings)
+    # vLLM calls plugins once a process: too early if a stock engine was here before.
+    ours = settings.lora_kernels == "lorebase" and plugin.register()
+    slots = adapter_slots(
+        settings,
+        base_shapes(Path(settings.model_path)),
+        ITEMSIZE[dtype],
+        free_slots=ours and cpu,
     )
-    if settings.lora_kernels == "lorebase":
-        # vLLM calls plugins once a process: too early if a stock engine was here before.
-        plugin.register()
     optional: dict[str, Any] = {}
     if cpu or settings.kv_cache_bytes is not None:
         optional["kv_cache_memory_bytes"] = settings.kv_cache_bytes or _DEFAULT_CPU_KV_BYTES
@@ -63,12 +69,14 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         enforce_eager=cpu,
         enable_lora=True,
-        max_loras=settings.max_loras,
-        # The registry holds at most so many, so that vLLM never evicts one by itself and then
-        # reads its files again in the middle of a step, where an error kills the engine.
-        max_cpu_loras=settings.max_cpu_loras,
+        max_loras=slots,
+        # The registry holds at most so many and so many bytes, so that vLLM never evicts one by
+        # itself and reads its files again in the middle of a step, where an error kills it.
+        max_cpu_loras=max(slots, settings.max_cpu_loras),
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
-        additional_config=KernelOptions(kernels=settings.lora_kernels).additional_config(),
+        additional_config=KernelOptions(
+            kernels=settings.lora_kernels, host_bytes=settings.adapter_host_bytes
+        ).additional_config(),
         worker_extension_cls=f"{__package__}.vllm_worker.WorkerExtension",
         # Sampling comes from the request alone, not from the base's generation_config.json.
         generation_config="vllm",
@@ -76,6 +84,15 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enable_log_requests=False,
         trust_remote_code=False,
         **optional,
+    )
+
+
+def engine_dtype(settings: EngineSettings) -> ConcreteDtype:
+    """Returns the dtype of weights and activations on this machine's device."""
+    return resolve_dtype(
+        settings.dtype,
+        device="cpu" if current_platform.is_cpu() else "cuda",
+        cpu_flags=read_cpu_flags(),
     )
 
 

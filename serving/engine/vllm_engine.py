@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from vllm import SamplingParams
@@ -15,8 +15,9 @@ from vllm.outputs import RequestOutput
 
 from ..artifacts import AdapterLimits, base_shapes, check_adapter
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
-from .adapters import AdapterRegistry, LoadedAdapter
+from .adapters import AdapterRegistry, AdapterStall, LoadedAdapter
 from .background import BackgroundGate
+from .budget import ITEMSIZE, adapter_bytes
 from .protocol import (
     BACKGROUND_PRIORITY,
     Chunk,
@@ -27,7 +28,7 @@ from .protocol import (
 from .sampling import check_prompt, check_request
 from .settings import EngineSettings
 from .tokens import TokenEncoder
-from .vllm_common import lora_request, map_error, sampling_params, to_chunk
+from .vllm_common import engine_dtype, lora_request, map_error, sampling_params, to_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ class Driver(Protocol):
         priority: int,
     ) -> AsyncGenerator[RequestOutput]:
         """Generates; closing the generator aborts the request."""
+        ...
+
+    async def call_worker(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of vllm_worker.WorkerExtension between two steps."""
         ...
 
     async def add_lora(self, lora: LoRARequest) -> None:
@@ -76,6 +81,7 @@ class VllmEngine:
 
     def __init__(self, settings: EngineSettings, driver: Driver, encoder: TokenEncoder) -> None:
         self.settings = settings
+        self._itemsize = ITEMSIZE[engine_dtype(settings)]
         self._driver = driver
         self._encoder = encoder
         self._gate = BackgroundGate(
@@ -88,6 +94,8 @@ class VllmEngine:
             load=self._load,
             unload=self._unload,
             wait_s=settings.adapter_wait_s,
+            budget_bytes=settings.adapter_host_bytes,
+            measure=self._measure,
         )
         self._shapes = base_shapes(Path(settings.model_path))
         self._limits = AdapterLimits(max_rank=settings.max_lora_rank)
@@ -107,11 +115,13 @@ class VllmEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
         """Generates; see `protocol.Engine`. Close the generator to abort the request."""
         check_request(request)
+        if request.version is not None:
+            self._check_base(request.version)
+            # While the prompt is tokenized and, for background, waits at the gate.
+            self._adapters.prefetch(request.version)
         prompt_ids = await self._prompt_ids(request)
         check_prompt(len(prompt_ids), self.settings.max_model_len)
         choice_ids = self._encoder.choice_ids(request.sampling.choices)
-        if request.version is not None:
-            self._check_base(request.version)
         background = request.priority >= BACKGROUND_PRIORITY
         params = sampling_params(request.sampling, choice_ids, stream=not background)
         async with AsyncExitStack() as stack:
@@ -149,6 +159,14 @@ class VllmEngine:
             loaded_versions=len(self._adapters.loaded),
             rss_bytes=await asyncio.to_thread(self._rss_bytes),
         )
+
+    async def adapter_stalls(self) -> list[AdapterStall]:
+        """Returns how long steps stood still for adapters since the last call.
+
+        At most the 4,096 newest; none where vLLM's own LoRA serves.
+        """
+        found = await self._driver.call_worker("adapter_stalls")
+        return [AdapterStall(*one) for one in found]
 
     async def check_health(self) -> None:
         """Raises EngineDeadError if the engine can't serve any more."""
@@ -201,13 +219,24 @@ class VllmEngine:
         if cause is not None:
             raise EngineDeadError(f"the engine of base {self.settings.base_id!r} died: {cause}")
 
+    async def _measure(self, version: VersionRef) -> int:
+        try:
+            return await asyncio.to_thread(adapter_bytes, Path(version.path), self._itemsize)
+        except (OSError, LorebaseError):
+            return 0  # loading it will say what is wrong
+
     async def _load(self, adapter: LoadedAdapter) -> None:
         version = adapter.version
         # Also for artifacts that were checked when they were imported: files may have gone
         # since, and a wrong shape would be copied into a larger slot without a word.
-        await asyncio.to_thread(check_adapter, Path(version.path), self._shapes, self._limits)
+        checking = asyncio.to_thread(check_adapter, Path(version.path), self._shapes, self._limits)
         try:
             async with asyncio.timeout(self.settings.adapter_load_timeout_s):
+                # The worker reads while the files are checked here, and its steps go on.
+                prefetching = self._driver.call_worker(
+                    "prefetch_adapter", adapter.name, adapter.int_id, version.path
+                )
+                await asyncio.gather(checking, prefetching)
                 await self._driver.add_lora(lora_request(adapter))
         except LorebaseError:
             raise

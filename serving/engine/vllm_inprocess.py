@@ -106,6 +106,11 @@ class InprocessDriver:
                 # their order, and aborting an unknown request is a no-op.
                 self._commands.put(lambda: self._engine.abort_request([request_id]))
 
+    async def call_worker(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of vllm_worker.WorkerExtension between two steps."""
+        [result] = await self._call(lambda: self._engine.collective_rpc(method, args=arguments))
+        return result
+
     async def add_lora(self, lora: LoRARequest) -> None:
         """Loads an adapter."""
         await self._call(lambda: self._engine.add_lora(lora))

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from lorebase.serving.engine.adapters import AdapterRegistry, LoadedAdapter
+from lorebase.serving.engine.adapters import MAX_PREFETCHES, AdapterRegistry, LoadedAdapter
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import InvalidArgumentError, ResourceExhaustedError
 
@@ -195,3 +195,91 @@ async def test_many_requests_over_few_places_never_hold_more_than_the_capacity()
     await asyncio.gather(*(request(n) for n in range(200)))
     assert engine.most <= 3
     assert len(engine.held) <= 3
+
+
+SIZES = {"small": 10, "big": 60, "huge": 101}
+
+
+def make_weighed(
+    budget_bytes: int = 100, wait_s: float = 0.05, capacity: int = 99
+) -> tuple[FakeEngine, AdapterRegistry]:
+    engine = FakeEngine()
+
+    async def measure(version: VersionRef) -> int:
+        return SIZES[version.id.partition("-")[0]]
+
+    return engine, AdapterRegistry(
+        capacity=capacity,
+        load=engine.load,
+        unload=engine.unload,
+        wait_s=wait_s,
+        budget_bytes=budget_bytes,
+        measure=measure,
+    )
+
+
+async def test_as_many_versions_leave_as_a_new_one_needs_bytes() -> None:
+    engine, registry = make_weighed()
+    for name in ("small-1", "small-2", "big-1", "small-1"):
+        await registry.ensure(version(name))
+    assert registry.held_bytes == 80
+    await registry.ensure(version("big-2"))
+    assert engine.unloads == ["small-2", "big-1"]
+    assert registry.loaded == ("small-1", "big-2")
+    assert registry.held_bytes == 70
+
+
+async def test_a_version_that_needs_bytes_of_ones_in_use_waits_and_is_told_of_both_bounds() -> None:
+    _, registry = make_weighed()
+    async with registry.use(version("big-1")):
+        await registry.ensure(version("small-1"))
+        with pytest.raises(ResourceExhaustedError, match=r"60 bytes .*adapter_host_bytes \(100\)"):
+            await registry.ensure(version("big-2"))
+    await registry.ensure(version("big-2"))
+    assert registry.held_bytes == 60
+
+
+async def test_a_version_larger_than_the_budget_is_refused_and_makes_nobody_leave() -> None:
+    engine, registry = make_weighed()
+    await registry.ensure(version("small-1"))
+    with pytest.raises(InvalidArgumentError, match="takes 101 bytes"):
+        await registry.ensure(version("huge-1"))
+    assert engine.unloads == []
+    assert registry.loaded == ("small-1",)
+
+
+async def test_a_failed_load_gives_its_bytes_back() -> None:
+    engine, registry = make_weighed()
+    engine.fail = lambda _: InvalidArgumentError("bad shapes")
+    with pytest.raises(InvalidArgumentError):
+        await registry.ensure(version("big-1"))
+    assert registry.held_bytes == 0
+
+
+async def test_a_prefetched_version_is_loaded_before_anybody_asks_and_only_once() -> None:
+    engine, registry = make_weighed()
+    registry.prefetch(version("small-1"))
+    registry.prefetch(version("small-1"))
+    await settle()
+    assert engine.loads == ["small-1"]
+    await registry.ensure(version("small-1"))
+    assert engine.loads == ["small-1"]
+
+
+async def test_prefetching_makes_nobody_leave_never_raises_and_is_bounded() -> None:
+    engine, registry = make_weighed(budget_bytes=10)
+    await registry.ensure(version("small-1"))
+    registry.prefetch(version("small-2"))
+    await settle()
+    assert engine.loads == ["small-1"]
+
+    engine, registry = make_weighed()
+    engine.fail = lambda _: InvalidArgumentError("bad shapes")
+    registry.prefetch(version("small-1"))
+    await settle()
+    assert registry.held_bytes == 0
+    engine.gate.clear()
+    for number in range(20):
+        registry.prefetch(version(f"small-{number}"))
+    await settle()
+    assert len(engine.loads) == 1 + MAX_PREFETCHES
