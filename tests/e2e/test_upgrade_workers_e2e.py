@@ -112,7 +112,7 @@ def test_a_worker_trains_on_idle_cpu_and_stops_while_its_lease_is_revoked(job: D
         table.set_capacity(ALL)
         outcome = await asyncio.wait_for(task, 120)
         assert idle[0], "no thread of the worker runs SCHED_IDLE"
-        assert outcome.summary["train"]["steps"] == job.steps
+        assert outcome.summary["train"]["steps"] == job.recipe.training.steps
         return seen
 
     seen = train(act)
@@ -166,7 +166,7 @@ def test_a_cancelled_training_ends_its_worker(job: DistillJob) -> None:
 
 def test_an_idle_worker_goes_to_free_its_memory(job: DistillJob) -> None:
     async def act(pool: "RayWorkerPool", table: LeaseTable, lease: Lease) -> None:
-        short = replace(job, key="short", steps=5)
+        short = replace(job, key="short", recipe=job.recipe.trained(steps=5))
         await asyncio.wait_for(pool.distill(short, lease, lambda progress: None), 120)
         async with asyncio.timeout(30):
             while worker_process() is not None:

@@ -1,17 +1,19 @@
 """A distill job on tiny random bases."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lorebase.serving.artifacts import ArtifactStore
+from lorebase.transfer.distill import DistillRecipe
 from lorebase.transfer.kit import DOCUMENT, TransferKit, save_kit
 from lorebase.transfer.ports import Example
+from lorebase.transfer.recipes import LOREBASE, Recipe
 from lorebase.transfer.upgrade.ports import DistillJob
 
 from .tiny_models import make_tiny_adapter, make_tiny_base
 
 
-def make_job(root: Path, *, steps: int) -> DistillJob:
+def make_job(root: Path, *, steps: int, recipe: Recipe = LOREBASE) -> DistillJob:
     """Writes two tiny random bases, a kit and labelled examples, and returns the job on them."""
     old = make_tiny_base(root / "old", "llama")
     following = make_tiny_base(root / "next", "qwen3", seed=3)
@@ -43,8 +45,9 @@ def make_job(root: Path, *, steps: int) -> DistillJob:
         examples_digest=store.put_json(labelled),
         kit_digest=store.put_dir(root / "kit"),
         source_digest=store.put_dir(source),
-        steps=steps,
-        batch_size=4,
-        learning_rate=1e-3,
+        source_base_dir=old,
+        recipe=replace(
+            recipe, training=DistillRecipe(steps=steps, batch_size=4, learning_rate=1e-3)
+        ),
         seed=7,
     )

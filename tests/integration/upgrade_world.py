@@ -160,7 +160,8 @@ class FakeWorkers:
             await self.hang.wait()
         folder = self.scratch / f"{len(self.jobs)}"
         digest = self.store.put_dir(make_lora(folder, job.seed))
-        return DistillOutcome(digest=digest, summary={"steps": job.steps}, busy_s=1.5)
+        summary = {"steps": job.recipe.training.steps}
+        return DistillOutcome(digest=digest, summary=summary, busy_s=1.5)
 
     async def trim(self, keep: int) -> None:
         self.trimmed.append(keep)
@@ -241,7 +242,7 @@ class World:
         self.quality: dict[str, list[float]] = {}
         adapter_of = cache(lambda version: self.catalog.get_version(version).adapter)
         self.models = FakeModels(adapter_of, self.quality)
-        choices = UpgradeSection(samples=150, evaluation_samples=100, steps=3, max_attempts=2)
+        choices = UpgradeSection(samples=150, evaluation_samples=200, steps=3, max_attempts=2)
         values = {"choices": choices, "poll_s": 0.02, "retry_wait_s": 0.01}
         values["governor_tick_s"] = 0.02
         self.settings = UpgradeSettings(**(values | settings))

@@ -127,6 +127,11 @@ class Recipe:
             or self.training.soft_share > 0
         )
 
+    def grown(self, factor: int) -> "Recipe":
+        """Returns the recipe with `factor` times the steps; epochs grow with the examples."""
+        steps = self.training.steps
+        return self if steps is None else self.trained(steps=steps * factor)
+
     def trained(self, **changes: Any) -> "Recipe":
         """Returns the recipe with other values in `training`, for another size of base.
 

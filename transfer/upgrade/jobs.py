@@ -6,36 +6,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorebase.serving.artifacts import ArtifactStore, base_shapes
-from lorebase.transfer.distill import DistillRecipe, LoraSettings, present_modules
-from lorebase.transfer.distill.distill import distill
+from lorebase.transfer.distill import LoraSettings
+from lorebase.transfer.distill.distill import load_base
 from lorebase.transfer.kit import load_kit
 from lorebase.transfer.ports import Checkpoint, Example, no_checkpoint
+from lorebase.transfer.recipes import LoraChoice
+from lorebase.transfer.recipes.models import Shadow, load_teacher
+from lorebase.transfer.recipes.shadow import train_shadow
 
 from .keys import folder_of
 from .lora_shape import lora_shape
 from .ports import DistillJob, DistillOutcome
 
-PAPER_EPOCHS = 20.0
 SAVE_EVERY = 20
 """Steps between resume points: what a killed worker loses at most."""
 
 
-def lora_for(source_dir: Path, base_dir: Path) -> LoraSettings:
-    """Returns the source adapter's rank, alpha and target modules, fitted to the next base."""
+def lora_for(source_dir: Path, base_dir: Path, choice: LoraChoice) -> LoraSettings:
+    """Returns the shadow's shape: what the recipe says, else the source's, fitted to the base."""
     shape = lora_shape(source_dir)
-    modules = present_modules(shape.target_modules, base_shapes(base_dir).modules)
-    return LoraSettings(rank=shape.rank, alpha=shape.alpha, target_modules=modules)
-
-
-def recipe_for(job: DistillJob) -> DistillRecipe:
-    """Returns the training recipe that the job's figures ask for."""
-    return DistillRecipe(
-        steps=job.steps or None,
-        epochs=None if job.steps else PAPER_EPOCHS,
-        batch_size=job.batch_size,
-        learning_rate=job.learning_rate,
-        seed=job.seed,
-        save_every=SAVE_EVERY,
+    return choice.settings(
+        rank=shape.rank,
+        alpha=shape.alpha,
+        source_modules=shape.target_modules,
+        base=tuple(base_shapes(base_dir).modules),
     )
 
 
@@ -52,17 +46,26 @@ def run_job(job: DistillJob, checkpoint: Checkpoint = no_checkpoint) -> DistillO
     store = ArtifactStore(job.store_root)
     kit = load_kit(store.path(job.kit_digest))
     labelled = store.get_json(job.examples_digest)
-    lora = lora_for(store.path(job.source_digest), job.base_dir)
+    source_dir = store.path(job.source_digest)
+    lora = lora_for(source_dir, job.base_dir, job.recipe.lora)
     out_dir = job.work_root / folder_of(job.key)
     out_dir.mkdir(parents=True, exist_ok=True)
-    summary = distill(
-        base_dir=job.base_dir,
-        base_id=job.base_id,
-        examples=[Example(**item) for item in labelled["training"]],
-        format=kit.format,
-        lora=lora,
-        recipe=recipe_for(job),
+    model, tokenizer = load_base(job.base_dir)
+    figures = train_shadow(
+        job.recipe,
+        Shadow(
+            model=model,
+            tokenizer=tokenizer,
+            base_id=job.base_id,
+            lora=lora,
+            format=kit.format,
+            max_answer_tokens=kit.max_answer_tokens,
+        ),
+        [Example(**item) for item in labelled["training"]],
+        teacher=lambda: load_teacher(job.source_base_dir, source_dir),
         out_dir=out_dir,
+        seed=job.seed,
+        save_every=SAVE_EVERY,
         checkpoint=checkpoint,
     )
     digest = store.put_dir(out_dir)
@@ -70,6 +73,6 @@ def run_job(job: DistillJob, checkpoint: Checkpoint = no_checkpoint) -> DistillO
         shutil.rmtree(out_dir, ignore_errors=True)
     return DistillOutcome(
         digest=digest,
-        summary={"train": asdict(summary), "lora": asdict(lora)},
+        summary={**figures, "lora": asdict(lora), "recipe": job.recipe.name},
         busy_s=time.thread_time() - began,
     )

@@ -153,11 +153,13 @@ class Migrator:
     def _context(self, migration: Migration, run: RunStage, lease: Any) -> StageContext:
         deps = self._deps
         shadow = migration.shadow_version
+        source = deps.catalog.get_version(migration.source_version)
         return StageContext(
             run=run,
             migration=migration,
             adapter=deps.catalog.get_adapter(migration.adapter),
-            source=deps.catalog.get_version(migration.source_version),
+            source=source,
+            source_base=deps.catalog.get_base(source.base_id),
             shadow=deps.catalog.get_version(shadow) if shadow else None,
             next_base=deps.catalog.get_base(deps.catalog.get_upgrade(self._upgrade_id).to_base),
             settings=deps.settings,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from lorebase.serving.catalog.records import Base
 from lorebase.serving.engine.protocol import EngineStats, VersionRef
 from lorebase.transfer.governor.leases import Lease
+from lorebase.transfer.recipes import Recipe
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -31,11 +32,11 @@ class DistillJob:
     kit_digest: str
     """Its task format shapes prompts and answers."""
     source_digest: str
-    """Source adapter: rank, alpha and target modules are taken over."""
-    steps: int
-    """Optimizer steps; 0 means the paper's 20 epochs."""
-    batch_size: int
-    learning_rate: float
+    """Source adapter: its rank is taken over, and it teaches where the recipe asks it."""
+    source_base_dir: Path
+    """Weights and tokenizer of its base."""
+    recipe: Recipe
+    """How to train, retries taken into account."""
     seed: int
     keep_files: bool = False
     """Whether working files stay after the job."""

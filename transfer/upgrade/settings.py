@@ -1,9 +1,11 @@
 """Settings of upgrades; what users may choose comes from the configuration's `upgrade` section."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from lorebase.serving.config_sections import UpgradeSection
 from lorebase.transfer.governor import GovernorPolicy
+from lorebase.transfer.recipes import Recipe, recipe_named
 
 MAX_RETRY_GROWTH = 8
 """No attempt adds more than this many times the first one's inputs, or trains for more than this
@@ -75,9 +77,32 @@ class UpgradeSettings:
                 raise ValueError(f"got {name}={getattr(self, name)}, expected at least 1")
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what the configuration changes about its training."""
+        return configured_recipe(self.choices)
+
+    @property
     def max_attempts(self) -> int:
         """Attempts of a migration before a gate's `retry` becomes a rejection."""
         return self.choices.max_attempts
+
+
+PAPER_EPOCHS = 20.0
+"""What `steps: 0` asks for."""
+
+
+def configured_recipe(choices: UpgradeSection) -> Recipe:
+    """Returns the recipe that a configuration names, with its own figures where it gives any."""
+    changes: dict[str, Any] = {
+        name: value
+        for name in ("batch_size", "learning_rate")
+        if (value := getattr(choices, name)) is not None
+    }
+    if choices.steps == 0:
+        changes["epochs"] = PAPER_EPOCHS
+    elif choices.steps is not None:
+        changes["steps"] = choices.steps
+    return recipe_named(choices.recipe).trained(**changes)
 
 
 def settings_from(section: UpgradeSection) -> UpgradeSettings:

@@ -20,12 +20,12 @@ from lorebase.transfer.ports import Checkpoint, ModelSpec, TextGenerator
 from lorebase.transfer.synthesis import (
     filter_inputs,
     hold_out,
-    inputs_to_draw,
     label_inputs,
     synthesize,
 )
 
 from .advance import RunStage
+from .amounts import held_out_inputs, samples_to_write, wanted_inputs
 from .carry import carried_examples, carried_inputs, former_labels, merge_examples
 from .keys import seed_of
 from .lora_shape import lora_shape
@@ -54,6 +54,7 @@ class StageContext:
     migration: Migration
     adapter: Adapter
     source: AdapterVersion
+    source_base: Base
     shadow: AdapterVersion | None
     next_base: Base
     settings: UpgradeSettings
@@ -83,6 +84,11 @@ class StageContext:
     def teacher(self) -> ModelSpec:
         """The source base under the source adapter."""
         return ModelSpec(base_id=self.source.base_id, version=ref_of(self.source, self.store))
+
+    @property
+    def entrusted(self) -> bool:
+        """Whether the tenant left an evaluation set."""
+        return self.adapter.evaluation_digest is not None
 
     def kit(self) -> TransferKit:
         """Reads the adapter's kit.
@@ -136,41 +142,28 @@ def ref_of(version: AdapterVersion, store: ArtifactStore) -> VersionRef:
     )
 
 
-def held_out_inputs(context: StageContext) -> int:
-    """Inputs to keep from training: none for an adapter with an entrusted evaluation set."""
-    return 0 if context.adapter.evaluation_digest else context.settings.choices.evaluation_samples
-
-
-def wanted_inputs(context: StageContext, kit: TransferKit) -> int:
-    """Filtered inputs that this attempt shall add.
-
-    The first attempt wants the client's |D| (bounded by `samples`) and the held-out ones; each
-    later one keeps what is carried over and doubles it.
-    """
-    choices, attempt = context.settings.choices, context.run.attempt
-    training = min(choices.samples, max(kit.dataset_size, context.settings.min_training_inputs))
-    held_out = held_out_inputs(context)
-    # At most half may be held out, and the gate needs them all.
-    wanted = max(training + held_out, 2 * held_out)
-    return wanted * retry_growth(max(1, attempt - 1))
-
-
 async def run_synthesize(context: StageContext) -> StageResult:
-    """The next base writes inputs like the kit's seeds."""
+    """The next base, or whom the recipe names, writes inputs like the kit's seeds."""
     kit = context.kit()
     former = former_labels(context.migration, context.store)
     pass_rate = None if former is None else former["pass_rate"]
-    count = inputs_to_draw(kit, wanted_inputs(context, kit), pass_rate=pass_rate)
+    wanted = wanted_inputs(
+        context.settings, kit, attempt=context.run.attempt, entrusted=context.entrusted
+    )
+    recipe = context.settings.recipe
+    by_next_base = recipe.writer == "next-base"
     result = await synthesize(
         context.generator,
-        context.next_model,
+        context.next_model if by_next_base else context.teacher,
         kit,
-        count=count,
+        count=samples_to_write(context.settings, kit, wanted, pass_rate),
         seed=context.seed,
+        settings=recipe.draw,
         checkpoint=context.checkpoint,
     )
     if not result.inputs:
-        raise StarvedError(f"the next base wrote no usable input: {result.stats}")
+        writer = "next base" if by_next_base else "source adapter"
+        raise StarvedError(f"the {writer} wrote no usable input: {result.stats}")
     digest = context.store.put_json({"inputs": result.inputs, "stats": result.stats})
     return StageResult(artifact=digest, summary=result.stats)
 
@@ -184,12 +177,13 @@ async def run_filter(context: StageContext) -> StageResult:
         ModelSpec(base_id=kit.base_id, version=_discriminator(context)),
         kit,
         inputs,
+        policy=context.settings.recipe.filter,
         checkpoint=context.checkpoint,
     )
     kept = list(dict.fromkeys((*carried_inputs(context.migration, context.store), *result.kept)))
     digest = context.store.put_json({"kept": kept, "scores": result.scores, "stats": result.stats})
     # A collapsed filter may pick odd inputs. True answers would show that, labels would not.
-    blind = result.stats["collapsed"] and context.adapter.evaluation_digest is None
+    blind = result.stats["collapsed"] and not context.entrusted
     if blind or len(kept) < context.settings.min_training_inputs:
         raise StarvedError(str(result.stats["reason"]), digest)
     return StageResult(artifact=digest, summary=result.stats)
@@ -216,7 +210,7 @@ async def run_label(context: StageContext) -> StageResult:
         context.generator, context.teacher, kit, kept, checkpoint=context.checkpoint
     )
     examples = merge_examples(carried_examples(context.migration, context.store), result.examples)
-    wanted = held_out_inputs(context)
+    wanted = held_out_inputs(context.settings, entrusted=context.entrusted)
     training, held_out = hold_out(examples, wanted, seed=context.seed) if wanted else (examples, [])
     if len(training) < context.settings.min_training_inputs:
         raise StarvedError(
@@ -238,7 +232,6 @@ async def run_label(context: StageContext) -> StageResult:
 async def run_distill(context: StageContext) -> StageResult:
     """A worker trains the shadow adapter; it is checked like an upload before it counts."""
     assert context.lease is not None, "the controller takes the lease"
-    choices = context.settings.choices
     job = DistillJob(
         key=context.run.key,
         store_root=context.store_root,
@@ -248,11 +241,10 @@ async def run_distill(context: StageContext) -> StageResult:
         examples_digest=context.migration.artifacts["label"],
         kit_digest=context.kit_digest,
         source_digest=context.source.digest,
-        steps=choices.steps * retry_growth(context.run.attempt),
-        batch_size=choices.batch_size,
-        learning_rate=choices.learning_rate,
+        source_base_dir=Path(context.source_base.path),
+        recipe=context.settings.recipe.grown(retry_growth(context.run.attempt)),
         seed=context.seed,
-        keep_files=choices.keep_checkpoints,
+        keep_files=context.settings.choices.keep_checkpoints,
     )
     outcome = await context.workers.distill(job, context.lease, context.checkpoint)
     path = context.store.path(outcome.digest)
@@ -284,9 +276,7 @@ def _provenance(context: StageContext, job: DistillJob) -> dict[str, Any]:
         "examples": job.examples_digest,
         "base_revision": context.next_base.revision,
         "seed": job.seed,
-        "steps": job.steps,
-        "batch_size": job.batch_size,
-        "learning_rate": job.learning_rate,
+        "recipe": asdict(job.recipe),
     }
 
 
