@@ -42,9 +42,9 @@ demo: setup ## Upgrade the base under live traffic; ends with demo-report.html.
 	$(BIN)/python -m examples.tinyworld.demo $(DEMO_ARGS)
 
 .PHONY: bench
-bench: setup ## Run one benchmark suite: make bench SUITE=swap [QUICK=1].
+bench: setup ## Run one benchmark suite: make bench SUITE=swap [QUICK=1] [BENCH_ARGS=...].
 	@test -n "$(SUITE)" || { echo "Name a suite: make bench SUITE=swap [QUICK=1]" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.run $(SUITE) $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.run $(SUITE) $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 ##@ Test
 

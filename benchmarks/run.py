@@ -73,11 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", dest="named", choices=suite_names(), help="the same")
     parser.add_argument("--quick", action="store_true", help="smoke run: few samples")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results go")
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     name = options.suite or options.named
     if name is None:
         parser.error(f"name a suite: {', '.join(suite_names())}")
     suite = cast(Suite, importlib.import_module(f"benchmarks.suites.{_module(name)}"))
+    if others and not getattr(suite, "TAKES_ARGUMENTS", False):
+        parser.error(f"suite {name} takes no arguments, got {' '.join(others)}")
     began = time.monotonic()
 
     def say(message: str) -> None:
@@ -85,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     work_dir = Path(tempfile.mkdtemp(prefix=f"lorebase-bench-{name}-"))
     try:
-        context = SuiteContext(quick=options.quick, work_dir=work_dir, say=say)
+        context = SuiteContext(
+            quick=options.quick, work_dir=work_dir, say=say, arguments=tuple(others)
+        )
         result = asyncio.run(_run(suite, context))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("stopped by a signal", file=sys.stderr)

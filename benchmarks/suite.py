@@ -16,6 +16,8 @@ class SuiteContext:
     """Empty directory for state; removed after a successful run."""
     say: Callable[[str], None]
     """Prints a line of progress."""
+    arguments: tuple[str, ...] = ()
+    """Arguments after the runner's own, for suites that take any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,11 @@ STYLE = """
 """
 
 
+def escaped(content: str) -> str:
+    """Makes text fit for the inside of an element."""
+    return escape(content)
+
+
 def number(value: float) -> str:
     """Formats a coordinate shortly."""
     return f"{value:.1f}".rstrip("0").rstrip(".")
