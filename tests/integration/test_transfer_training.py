@@ -162,6 +162,18 @@ def test_the_checkpoint_is_called_before_every_step(base: tuple[Any, Any], tmp_p
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_adapters_of_bases_in_bfloat16_are_trained_in_float32(
+    base_dir: Path, base: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Small steps on weights near one would round away in bfloat16."""
+    model = base[0].to(torch.bfloat16)
+    train((model, base[1]), tmp_path / "out", recipe=replace(RECIPE, steps=3, learning_rate=1e-5))
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    rounded = [torch.equal(w, w.to(torch.bfloat16).float()) for w in weights.values()]
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert not any(rounded)
+
+
 def test_only_answers_count_and_padding_does_not(base: tuple[Any, Any]) -> None:
     model, tokenizer = base
     pairs = [("Input: a\nOutput:", " yes\n"), ("Input: a longer one\nOutput:", " no\n")]

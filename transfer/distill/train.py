@@ -234,7 +234,8 @@ def _attach(model: Any, lora: LoraSettings, seed: int, base_id: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+            # By default PEFT trains in float32 on bases in bfloat16, whose steps would round away.
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             raise InvalidArgumentError(
                 f"can't put a LoRA on {', '.join(lora.target_modules)} of "
