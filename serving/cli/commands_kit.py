@@ -1,10 +1,12 @@
 """`lorebase kit ...`: what stays of a client's data, made and looked at where the data is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .exits import EXIT_FAILURE
 from .plugins import entry_point
 from .session import Session, command
 
@@ -63,3 +65,149 @@ def build(
         seeds=seeds,
     )
     session.show(summary, lambda: render.facts(summary))
+
+
+KitArgument = Annotated[
+    Path, typer.Argument(metavar="KIT", exists=True, file_okay=False, help="A kit's directory.")
+]
+BaseDirOption = Annotated[
+    Path,
+    typer.Option(
+        "--base-dir",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Weights and tokenizer of the kit's base.",
+    ),
+]
+
+
+@command(app, "audit")
+def audit(
+    session: Session,
+    kit: KitArgument,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The data that the kit was made of, JSONL: what of it is in the kit?",
+        ),
+    ] = None,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(
+            "--synthetic",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Inputs made with the kit, one a line: how near do they come to the data?",
+        ),
+    ] = None,
+    unseen: Annotated[
+        Path | None,
+        typer.Option(
+            "--unseen",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Real data that the kit was not made of, to compare with.",
+        ),
+    ] = None,
+) -> None:
+    """Show everything that is in a kit, and how near it comes to the data. Needs no server.
+
+    The exit code is 1 if real texts are in it beyond the seeds.
+    """
+    from . import render
+
+    run = entry_point("lorebase.commands", "kit-audit")
+    report = run(kit=kit, against=against, synthetic=synthetic, unseen=unseen)
+    session.show(report, lambda: render.facts(_flat(report)))
+    if against is not None and not report["clean"]:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@command(app, "scrub")
+def scrub(
+    session: Session,
+    kit: KitArgument,
+    base_dir: BaseDirOption,
+    adapter: Annotated[
+        Path,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="The adapter: it answers the new seeds.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the new kit goes.")],
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="synthetic: the base writes new seeds; mask: numbers, codes and addresses of the "
+            "real ones become random."
+        ),
+    ] = "synthetic",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Make a kit without real examples of one with them. Needs no server."""
+    from . import render
+
+    run = entry_point("lorebase.commands", "kit-scrub")
+    told = run(kit=kit, out=out, base_dir=base_dir, adapter=adapter, mode=mode, seed=seed)
+    session.show(told, lambda: render.facts(told))
+
+
+@command(app, "drill")
+def drill(
+    session: Session,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", metavar="FILE", exists=True, dir_okay=False, help="As for `kit build`."
+        ),
+    ],
+    base_dir: BaseDirOption,
+    name: Annotated[str, typer.Option("--name", help="What the data set is called.")],
+    task_format: Annotated[
+        str, typer.Option("--format", help="Prompt format: document or paper.")
+    ] = "document",
+    canaries: Annotated[int, typer.Option(min=1, help="Secrets to plant.")] = 20,
+    write: Annotated[int, typer.Option(min=1, help="Texts to search, of each kind.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Plant secrets in the data, build a throw-away kit and look for them. Needs no server.
+
+    The exit code is 1 if one came out.
+    """
+    from . import render
+
+    run = entry_point("lorebase.commands", "kit-drill")
+    report = run(
+        data=data,
+        base_dir=base_dir,
+        dataset_name=name,
+        format=task_format,
+        canaries=canaries,
+        write=write,
+        seed=seed,
+    )
+    session.show(report, lambda: render.facts(report))
+    if not report["passed"]:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Returns nested figures as one level, for a table."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key} / ")
+        else:
+            found[prefix + key] = value
+    return found
