@@ -13,7 +13,7 @@ from examples.tinyworld.tasks import TASKS
 from lorebase.serving.artifacts import AdapterLimits, base_shapes, check_adapter
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import FailedPreconditionError
-from lorebase.transfer.distill import LoraSettings, preset
+from lorebase.transfer.distill import DistillRecipe, LoraSettings
 from lorebase.transfer.distill.distill import load_base, training_pairs
 from lorebase.transfer.distill.train import train_lora
 from lorebase.transfer.evaluate import GatePolicy, decide, entrusted_evidence, score
@@ -30,6 +30,7 @@ from .tiny_models import make_tiny_base
 torch.set_num_threads(1)
 
 OLD, NEXT = "tinyworld-old", "tinyworld-next"
+TRAINING = DistillRecipe(steps=120, batch_size=16, learning_rate=4e-3)
 SKEWED = TASKS["villa/attic-cellar"]
 """Its real inputs are few of those that the wording suggests, so the filter has work to do."""
 
@@ -53,13 +54,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     """The client's adapter, trained on the client's data."""
     out = tmp_path_factory.mktemp("source") / "adapter"
     model, tokenizer = load_base(base_dir("old"))
-    lora, recipe = preset("lorebase", rank=8)
     train_lora(
         model=model,
         tokenizer=tokenizer,
         pairs=training_pairs(examples("train", 200), DOCUMENT),
-        lora=lora,
-        recipe=dataclasses.replace(recipe, steps=80),
+        lora=LoraSettings(rank=8, alpha=16),
+        recipe=dataclasses.replace(TRAINING, steps=80),
         out_dir=out,
         base_id=OLD,
     )
@@ -119,13 +119,12 @@ async def test_an_adapter_moves_to_the_next_base_without_the_data(
     assert real(filtered.kept) > 2 * real(drawn.inputs)
     labelled = await label_inputs(generator, source, kit, filtered.kept[:120])
     model, tokenizer = load_base(base_dir("next"))
-    _, recipe = preset("lorebase", rank=8)
     train_lora(
         model=model,
         tokenizer=tokenizer,
         pairs=training_pairs(labelled.examples, kit.format),
         lora=LoraSettings(rank=8, alpha=16),
-        recipe=recipe,
+        recipe=TRAINING,
         out_dir=tmp_path / "shadow",
         base_id=NEXT,
     )

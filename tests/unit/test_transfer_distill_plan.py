@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from lorebase.serving.errors import InvalidArgumentError
-from lorebase.transfer.distill import DistillRecipe, LoraSettings, present_modules, preset
+from lorebase.transfer.distill import DistillRecipe, LoraSettings, present_modules
 from lorebase.transfer.distill.batches import encode_pairs, plan_batches
 
 
@@ -67,20 +67,10 @@ def test_the_learning_rate_warms_up_and_decays_linearly() -> None:
     assert rates[99] == pytest.approx(0.01)
 
 
-def test_the_papers_preset_is_the_papers() -> None:
-    lora, recipe = preset("trans-lora", rank=4)
-    assert lora.target_modules == ("q_proj", "v_proj")
-    assert recipe.total_steps(250) == 20 * 250 // 8
-    assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (8, 2e-4, 0.0)
-    assert recipe.learning_rate_at(0, 625) == 2e-4
-    assert recipe.max_gradient_norm == 0.0
-
-
-def test_the_quick_preset_keeps_the_sources_rank_on_every_linear_layer() -> None:
-    lora, recipe = preset("lorebase", rank=16, seed=3)
-    assert (lora.rank, lora.target_modules) == (16, ("all-linear",))
-    assert recipe.total_steps(250) == recipe.steps
-    assert recipe.seed == 3
+def test_the_longer_of_two_warm_ups_counts() -> None:
+    recipe = DistillRecipe(steps=100, learning_rate=1.0, warmup_steps=2, warmup_share=0.1)
+    assert recipe.learning_rate_at(0, 100) == pytest.approx(0.1)
+    assert recipe.learning_rate_at(0, 10) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +83,8 @@ def test_the_quick_preset_keeps_the_sources_rank_on_every_linear_layer() -> None
         lambda: LoraSettings(rank=0, alpha=1.0),
         lambda: LoraSettings(rank=1, alpha=1.0, target_modules=()),
         lambda: LoraSettings(rank=1, alpha=1.0, dropout=1.0),
-        lambda: preset("unknown", rank=1),  # type: ignore[arg-type]
+        lambda: DistillRecipe(steps=1, soft_share=1.5),
+        lambda: DistillRecipe(steps=1, soft_temperature=0.0),
     ],
 )
 def test_senseless_settings_are_refused(make) -> None:  # type: ignore[no-untyped-def]

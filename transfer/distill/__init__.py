@@ -1,5 +1,5 @@
 """Trains adapters: of the next base from the teacher's answers, and of discriminators."""
 
-from .settings import ALL_LINEAR, DistillRecipe, LoraSettings, present_modules, preset
+from .settings import ALL_LINEAR, DistillRecipe, LoraSettings, present_modules
 
-__all__ = ["ALL_LINEAR", "DistillRecipe", "LoraSettings", "present_modules", "preset"]
+__all__ = ["ALL_LINEAR", "DistillRecipe", "LoraSettings", "present_modules"]

@@ -1,4 +1,4 @@
-"""What a distillation trains and how, as data, with the two presets."""
+"""What a distillation trains and how, as data."""
 
 import math
 from collections.abc import Collection
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorebase.serving.errors import InvalidArgumentError
-
-Preset = Literal["lorebase", "trans-lora"]
 
 ALL_LINEAR = ("all-linear",)
 """Every linear layer but the output head."""
@@ -94,40 +92,6 @@ class DistillRecipe:
         warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
         decay = 1.0 - (1.0 - self.final_learning_rate_share) * step / max(1, total)
         return self.learning_rate * warm * decay
-
-
-def preset(name: Preset, *, rank: int, seed: int = 0) -> tuple[LoraSettings, DistillRecipe]:
-    """Returns a preset for a source adapter of `rank`.
-
-    `lorebase` is quick and tuned on the tiny bases: every linear layer, 120 steps of 16.
-    `trans-lora` is the paper to the letter (arXiv 2405.17258): q and v only, AdamW without
-    weight decay, linear decay to 0 without warm-up, batch 8, 2e-4, 20 epochs. It states neither
-    rank nor alpha nor clipping: we take the source's rank, alpha = 2 x rank and no clipping.
-
-    Raises:
-        InvalidArgumentError: unknown name.
-    """
-    if name == "lorebase":
-        return (
-            LoraSettings(rank=rank, alpha=2.0 * rank),
-            DistillRecipe(steps=120, batch_size=16, learning_rate=4e-3, seed=seed),
-        )
-    if name == "trans-lora":
-        return (
-            LoraSettings(rank=rank, alpha=2.0 * rank, target_modules=("q_proj", "v_proj")),
-            DistillRecipe(
-                epochs=20,
-                batch_size=8,
-                learning_rate=2e-4,
-                warmup_steps=0,
-                final_learning_rate_share=0.0,
-                max_gradient_norm=0.0,
-                seed=seed,
-            ),
-        )
-    raise InvalidArgumentError(
-        f"unknown distillation preset {name!r}: expected lorebase or trans-lora"
-    )
 
 
 def present_modules(wanted: Collection[str], base_modules: Collection[str]) -> tuple[str, ...]:
