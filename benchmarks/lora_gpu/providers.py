@@ -78,52 +78,64 @@ def vllm(world: World) -> Run:
 
 
 def sglang(world: World) -> Run:
-    """SGLang's Triton backend: a segment for each run of tokens with one adapter.
+    """SGLang's Triton backend, with tokens sorted by adapter as it does when decoding.
 
     Raises:
-        ImportError: SGLang is not installed.
+        ImportError: SGLang is not installed, or has its kernels at an unknown place.
         TypeError: Its batch description has fields that this adapter does not know.
     """
-    ops: Any = importlib.import_module("sglang.srt.lora.triton_ops")
+    shrink, qkv, gate_up, expand = map(
+        _sglang_function, ("sgemm_lora_a", "qkv_lora_b", "gate_up_lora_b", "sgemm_lora_b")
+    )
     info = _sglang_batch(world)
     prepared = [(module, *_sglang_weights(world, module)) for module in world.modules]
 
     def run() -> None:
         for module, a_SRK, b_SNR, starts in prepared:
             sizes, y_TN = module.linear.slices, module.y_TN
-            h = ops.sgemm_lora_a_fwd(module.x_TK, a_SRK, info, len(sizes))
+            h = shrink(module.x_TK, a_SRK, info, len(sizes))
             if len(sizes) == 3:
-                ops.qkv_lora_b_fwd(h, b_SNR, info, starts, max(sizes), base_output=y_TN)
+                qkv(h, b_SNR, info, starts, max(sizes), base_output=y_TN)
             elif len(sizes) == 2:
-                ops.gate_up_lora_b_fwd(h, b_SNR, info, sizes[0], base_output=y_TN)
+                gate_up(h, b_SNR, info, sizes[0], base_output=y_TN)
             else:
-                ops.sgemm_lora_b_fwd(h, b_SNR, info, base_output=y_TN)
+                expand(h, b_SNR, info, base_output=y_TN)
 
     return run
+
+
+def _sglang_function(name: str) -> Any:
+    """A launcher of its kernels, from where releases have had them."""
+    for module in (f"sglang.kernels.ops.lora.dense.{name}", "sglang.srt.lora.triton_ops"):
+        try:
+            return getattr(importlib.import_module(module), f"{name}_fwd")
+        except ModuleNotFoundError as missing:
+            if not module.startswith(str(missing.name)):
+                raise
+    raise ImportError(f"got no {name}_fwd in SGLang; expected it in one of two known modules")
 
 
 def _sglang_batch(world: World) -> Any:
     """Its description of a batch; fields differ between releases, so they are filled by name."""
     utils: Any = importlib.import_module("sglang.srt.lora.utils")
-    slots, device = world.cell.slots(), world.pool.device
-    starts = [t for t in range(len(slots)) if t == 0 or slots[t] != slots[t - 1]]
-    ends = [*starts[1:], len(slots)]
-    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    device = world.pool.device
+    slots = torch.tensor(world.cell.slots(), device=device)
+    lengths = torch.bincount(slots, minlength=world.cell.adapters)
 
-    def ints(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
+    def ints(values: Any) -> torch.Tensor:
+        return torch.as_tensor(values, device=device).to(torch.int32)
 
     known: dict[str, Any] = {
         "use_cuda_graph": True,
-        "bs": len(starts),
-        "num_segments": len(starts),
+        "bs": world.cell.adapters,
+        "num_segments": world.cell.adapters,
         "seg_lens": ints(lengths),
-        "seg_indptr": ints([*starts, len(slots)]),
-        "max_len": max(lengths),
-        "weight_indices": ints([slots[start] for start in starts]),
+        "seg_indptr": ints(torch.nn.functional.pad(lengths.cumsum(0), (1, 0))),
+        "max_len": int(lengths.max()),
+        "weight_indices": ints(range(world.cell.adapters)),
         "lora_ranks": ints([world.cell.rank_of(slot) for slot in range(world.cell.adapters)]),
         "scalings": torch.ones(world.cell.adapters, device=device),
-        "permutation": None,
+        "permutation": ints(torch.argsort(slots, stable=True)),
     }
     fields = dataclasses.fields(utils.LoRABatchInfo)
     required = {
