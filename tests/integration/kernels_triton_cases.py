@@ -186,10 +186,24 @@ def test_many_features_like_an_embeddings() -> None:
     assert torch.allclose(y.double().cpu(), expected, atol=1e-5)
 
 
-def test_nothing_is_read_that_was_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = _case([(8, 0, 3), (40, 16, 1)])
-    monkeypatch.setattr(torch, "empty", lambda shape, **k: torch.full(shape, torch.nan, **k))
-    _check(case, [0, 1, -1, 1, 0] * 4, SMALL_SPLIT)
+def test_h_is_written_up_to_each_rank_and_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, made = _case([(8, 0, 3), (40, 16, 1)]), list[torch.Tensor]()
+
+    def full_of_nan(shape: tuple[int, ...], **kwargs: Any) -> torch.Tensor:
+        made.append(torch.full(shape, torch.nan, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty", full_of_nan)
+    slots = [0, 1, -1, 1, 0] * 4
+    _check(case, slots, SMALL_SPLIT)
+    h = next(one for one in made if one.dim() == 4)  # [parts, slices, tokens, ranks]
+    order = [slot for slot in sorted(slots) if slot >= 0]
+    for index, slot in enumerate(order):
+        for number, pair in enumerate(case.weights[slot]):
+            rank = 0 if pair is None else len(pair[0])
+            assert not h[:, number, index, :rank].isnan().any()
+            assert h[:, number, index, rank:].isnan().all()
+    assert h[:, :, len(order) :].isnan().all()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,7 +13,8 @@ import triton.language as tl
 from .parts import columns_of, dot, rounded, start_of, tile_of
 
 
-@triton.jit
+# A step's number of tokens must not lead to another compilation.
+@triton.jit(do_not_specialize=["h_tokens"])
 def lora_expand(
     h_ptr,  # float32 [SPLIT_K, slices, h_tokens, h_ranks]
     pool_ptr,  # the pool's buffer

@@ -14,7 +14,8 @@ import triton.language as tl
 from .parts import dot, start_of, tile_of
 
 
-@triton.jit
+# A step's number of tokens must not lead to another compilation.
+@triton.jit(do_not_specialize=["h_tokens"])
 def lora_shrink(
     x_ptr,  # [T, features], row stride x_stride
     pool_ptr,  # the pool's buffer
