@@ -105,7 +105,7 @@ async def test_an_adapter_moves_to_the_next_base_without_the_data(
     generator: HfGenerator, source: ModelSpec, kit_dir: Path, kit: TransferKit, tmp_path: Path
 ) -> None:
     next_base = ModelSpec(base_id=NEXT)
-    drawn = await synthesize(generator, next_base, kit, count=inputs_to_draw(kit, 120), seed=1)
+    drawn = await synthesize(generator, next_base, kit, count=inputs_to_draw(kit, 240), seed=1)
     assert not {seed.input for seed in kit.seeds} & set(drawn.inputs)
     filtered = await filter_inputs(
         generator, version(OLD, discriminator_dir(kit_dir)), kit, drawn.inputs
@@ -117,7 +117,7 @@ async def test_an_adapter_moves_to_the_next_base_without_the_data(
         return sum("attic" in text or "cellar" in text for text in texts) / len(texts)
 
     assert real(filtered.kept) > 2 * real(drawn.inputs)
-    labelled = await label_inputs(generator, source, kit, filtered.kept[:120])
+    labelled = await label_inputs(generator, source, kit, filtered.kept[:240])
     model, tokenizer = load_base(base_dir("next"))
     train_lora(
         model=model,
