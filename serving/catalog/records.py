@@ -11,6 +11,10 @@ from typing import Any
 ENDED_UPGRADE_STATES = frozenset({"finished", "aborted", "rolled_back", "failed"})
 """States in which an upgrade no longer blocks the next one (`UpgradeState` values)."""
 
+NEXT_KIT = "next_kit"
+"""Key of `AdapterVersion.provenance`: digest of the transfer kit with which a migrated version can
+move on to a further base. The artifact is kept as long as the version."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:

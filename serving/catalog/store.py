@@ -15,6 +15,7 @@ from . import adapters, bases, events, models, routes, upgrades
 from .database import Database, parse_url
 from .migrate import migrate
 from .records import (
+    NEXT_KIT,
     Adapter,
     AdapterVersion,
     Base,
@@ -261,6 +262,8 @@ def _referenced_digests(connection: Connection) -> set[str]:
         found.update(connection.execute(select(column).distinct()).scalars())
     for artifacts in connection.execute(select(models.migrations.c.artifacts)).scalars():
         found.update(artifacts.values())
+    for provenance in connection.execute(select(models.adapter_versions.c.provenance)).scalars():
+        found.add(provenance.get(NEXT_KIT))
     return {digest for digest in found if digest is not None and digest.startswith("sha256:")}
 
 

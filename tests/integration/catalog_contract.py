@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lorebase.serving.catalog import Catalog, NewEvent
+from lorebase.serving.catalog.records import NEXT_KIT
 from lorebase.serving.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -212,8 +213,13 @@ class AdaptersContract:
         catalog.set_kit(NAME, kit_digest=digest("kit"), evaluation_digest=digest("eval"))
         artifacts = {"filter": digest("kept"), "note": "no digest"}
         catalog.create_upgrade(upgrade(), [migration(NAME, artifacts=artifacts)])
+        moved = replace(
+            version(NAME, content="moved"),
+            provenance={NEXT_KIT: digest("next kit"), "seed": 1, "base_revision": digest("other")},
+        )
+        catalog.add_version(moved)
         expected = {version(NAME).digest, digest("kit"), digest("eval"), digest("kept")}
-        assert catalog.referenced_digests() == expected
+        assert catalog.referenced_digests() == expected | {moved.digest, digest("next kit")}
 
 
 class UpgradesContract:

@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lorebase.serving.config_sections import UpgradeSection
 from lorebase.serving.engine.protocol import Completion, EngineStats, Sampling, VersionRef
 from lorebase.serving.errors import UnavailableError
 from lorebase.transfer.governor import Governor, GovernorPolicy, Lease, Probe
-from lorebase.transfer.kit import DOCUMENT, TransferKit, save_kit
+from lorebase.transfer.kit import DOCUMENT, TransferKit, load_kit, save_kit
 from lorebase.transfer.ports import Example, ModelSpec
 from lorebase.transfer.upgrade.commands import Commands
 from lorebase.transfer.upgrade.controller import UpgradeController
@@ -161,7 +161,19 @@ class FakeWorkers:
         folder = self.scratch / f"{len(self.jobs)}"
         digest = self.store.put_dir(make_lora(folder, job.seed))
         summary = {"steps": job.recipe.training.steps}
-        return DistillOutcome(digest=digest, summary=summary, busy_s=1.5)
+        next_kit = None if job.judged is None else self._carried(job)
+        return DistillOutcome(digest=digest, summary=summary, busy_s=1.5, next_kit=next_kit)
+
+    def _carried(self, job: DistillJob) -> str:
+        """Judges nothing: the old kit with another base's name on it."""
+        assert job.judged is not None
+        inputs = self.store.get_json(job.judged.inputs)["inputs"]
+        assert len(self.store.get_json(job.judged.scores)["scores"]) == len(inputs)
+        kit = replace(load_kit(self.store.path(job.kit_digest)), base_id=job.base_id)
+        number = len(self.jobs)
+        discriminator = make_lora(self.scratch / f"discriminator{number}", number)
+        save_kit(kit, discriminator, self.scratch / f"kit{number}")
+        return self.store.put_dir(self.scratch / f"kit{number}")
 
     async def trim(self, keep: int) -> None:
         self.trimmed.append(keep)
@@ -291,16 +303,16 @@ class World:
         adapter = Adapter(
             name=name,
             tenant=name.partition("/")[0],
-            kit_digest=self._kit(seed) if kit else None,
+            kit_digest=self.kit_for("old", seed) if kit else None,
             evaluation_digest=evaluation,
             created_at=0.0,
         )
         self.catalog.create_adapter(adapter, version)
         return version
 
-    def _kit(self, seed: int) -> str:
+    def kit_for(self, base_id: str, seed: int) -> str:
         kit = TransferKit(
-            base_id="old",
+            base_id=base_id,
             dataset_name="items",
             dataset_size=150,
             format=DOCUMENT,

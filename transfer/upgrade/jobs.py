@@ -4,11 +4,14 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lorebase.serving.artifacts import ArtifactStore, base_shapes
+from lorebase.serving.errors import LorebaseError
 from lorebase.transfer.distill import LoraSettings
 from lorebase.transfer.distill.distill import load_base
-from lorebase.transfer.kit import load_kit
+from lorebase.transfer.kit import TransferKit, load_kit
+from lorebase.transfer.kit.carry import Judged, NextBase, carry_kit
 from lorebase.transfer.ports import Checkpoint, Example, no_checkpoint
 from lorebase.transfer.recipes import LoraChoice
 from lorebase.transfer.recipes.models import Shadow, load_teacher
@@ -16,7 +19,7 @@ from lorebase.transfer.recipes.shadow import train_shadow
 
 from .keys import folder_of
 from .lora_shape import lora_shape
-from .ports import DistillJob, DistillOutcome
+from .ports import DistillJob, DistillOutcome, JudgedDigests
 
 SAVE_EVERY = 20
 """Steps between resume points: what a killed worker loses at most."""
@@ -69,10 +72,47 @@ def run_job(job: DistillJob, checkpoint: Checkpoint = no_checkpoint) -> DistillO
         checkpoint=checkpoint,
     )
     digest = store.put_dir(out_dir)
+    summary: dict[str, Any] = {**figures, "lora": asdict(lora), "recipe": job.recipe.name}
+    next_kit = None
+    if job.judged is not None:
+        next_base = NextBase(id=job.base_id, model=model, tokenizer=tokenizer)
+        next_kit, summary["next_kit"] = _carried(job, job.judged, kit, next_base, checkpoint)
     if not job.keep_files:
         shutil.rmtree(out_dir, ignore_errors=True)
     return DistillOutcome(
         digest=digest,
-        summary={**figures, "lora": asdict(lora), "recipe": job.recipe.name},
+        summary=summary,
         busy_s=time.thread_time() - began,
+        next_kit=next_kit,
     )
+
+
+def _carried(
+    job: DistillJob,
+    digests: JudgedDigests,
+    kit: TransferKit,
+    base: NextBase,
+    checkpoint: Checkpoint,
+) -> tuple[str | None, dict[str, Any]]:
+    """Returns the digest of the kit for the next base, and figures for people.
+
+    A kit that can't be carried is no reason to lose the shadow: the figures then say why.
+    """
+    store = ArtifactStore(job.store_root)
+    labelled = store.get_json(job.examples_digest)
+    judged = Judged(
+        inputs=store.get_json(digests.inputs)["inputs"],
+        scores=store.get_json(digests.scores)["scores"],
+        answers=[item["target"] for item in labelled["training"]],
+    )
+    folder = job.work_root / folder_of(f"{job.key}/kit")
+    try:
+        # The training has told its progress; this only asks for the lease.
+        carried = carry_kit(
+            kit, judged, base, folder, seed=job.seed, checkpoint=lambda _: checkpoint(1.0)
+        )
+        return store.put_dir(folder), dict(carried.provenance["carried"])
+    except (LorebaseError, FloatingPointError, ValueError) as error:
+        return None, {"problem": str(error)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,9 @@ from lorebase.serving.catalog import Catalog
 from lorebase.serving.catalog.records import Adapter, AdapterVersion
 from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError, LorebaseError
 from lorebase.transfer.convert import REFUSE, kind_of
-from lorebase.transfer.kit import TransferKit, load_kit
+from lorebase.transfer.kit import TransferKit
+
+from .kits import kit_of
 
 MAX_ADAPTERS = 10_000
 """Adapters in one upgrade."""
@@ -96,7 +98,7 @@ def _choose(facts: AdapterFacts, to_base: str) -> tuple[str, bool, str]:
     if kit.base_id != source.base_id:
         reason = (
             f"the kit's discriminator fits base {kit.base_id!r}, but the adapter runs on "
-            f"{source.base_id!r}: build the kit again for that base"
+            f"{source.base_id!r}: build the kit again for that base, where the data is"
         )
         return DISTILL, False, reason
     return DISTILL, True, f"transfer kit with {len(kit.seeds)} seeds of {kit.dataset_name!r}"
@@ -107,12 +109,8 @@ def gather_facts(
 ) -> AdapterFacts:
     """Reads what planning needs; an unreadable kit becomes a problem in words, not an error."""
     source = catalog.get_version(source_version)
-    if adapter.kit_digest is None:
-        return AdapterFacts(
-            adapter=adapter, source=source, kit=None, kit_problem="none was imported"
-        )
     try:
-        kit = load_kit(store.path(adapter.kit_digest))
+        _, kit = kit_of(store, adapter, source)
     except LorebaseError as error:
         return AdapterFacts(adapter=adapter, source=source, kit=None, kit_problem=error.message)
     return AdapterFacts(adapter=adapter, source=source, kit=kit)

@@ -15,6 +15,16 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedDigests:
+    """Artifacts of one attempt: inputs, and what the discriminator thought of them."""
+
+    inputs: str
+    """Of the synthesize stage."""
+    scores: str
+    """Of the filter stage; its scores are in the order of the inputs, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillJob:
     """All that a worker process needs to train one shadow adapter. Plain data: it is pickled."""
 
@@ -40,6 +50,8 @@ class DistillJob:
     seed: int
     keep_files: bool = False
     """Whether working files stay after the job."""
+    judged: JudgedDigests | None = None
+    """With what to carry the kit to the next base; None does not carry it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,9 @@ class DistillOutcome:
     """Figures of the training, JSON."""
     busy_s: float
     """CPU seconds of the training thread."""
+    next_kit: str | None = None
+    """Kit in the store with which the shadow can migrate to a further base; None if there is
+    none."""
 
 
 class WorkerPool(Protocol):

@@ -59,6 +59,9 @@ class UpgradeSettings:
     """How often the artifact store is swept."""
     garbage_age_s: float = 86_400.0
     """Artifacts that nothing names go when they are this old; an upload is named within minutes."""
+    carry_kits: bool = True
+    """Whether the worker that trains a shadow also teaches the next base the kit's discriminator,
+    so that the adapter can migrate once more without its data; some percent of the training."""
     progress_step: float = 0.1
     """Progress within a stage is written to the catalog in steps of this size."""
     governor: GovernorPolicy = field(default_factory=GovernorPolicy)
@@ -105,13 +108,25 @@ def configured_recipe(choices: UpgradeSection) -> Recipe:
     return recipe_named(choices.recipe).trained(**changes)
 
 
-def settings_from(section: UpgradeSection) -> UpgradeSettings:
-    """Returns the settings of a configuration's `upgrade` section."""
+MAX_BATCHES = 2
+"""Generation batches at once: one for each base."""
+CORES_PER_BATCH = 2
+"""A generation batch keeps its engine stepping, on a CPU one core; the other serves clients."""
+
+
+def settings_from(section: UpgradeSection, cores: int) -> UpgradeSettings:
+    """Returns the settings of a configuration's `upgrade` section.
+
+    Args:
+        section: the configuration.
+        cores: CPU cores that this node may use.
+    """
     return UpgradeSettings(
         choices=section,
         max_parallel_migrations=2 + 2 * section.workers,
         governor=GovernorPolicy(
             max_workers=section.workers,
+            max_batches=max(1, min(MAX_BATCHES, cores // CORES_PER_BATCH)),
             max_batch_size=section.generation_batch,
             min_batch_size=min(4, section.generation_batch),
         ),

@@ -11,11 +11,16 @@ from typing import Any
 
 from lorebase.serving.artifacts import AdapterLimits, ArtifactStore, base_shapes, check_adapter
 from lorebase.serving.catalog import version_id
-from lorebase.serving.catalog.records import Adapter, AdapterVersion, Base, Migration
+from lorebase.serving.catalog.records import (
+    NEXT_KIT,
+    Adapter,
+    AdapterVersion,
+    Base,
+    Migration,
+)
 from lorebase.serving.engine.protocol import VersionRef
-from lorebase.serving.errors import FailedPreconditionError
 from lorebase.transfer.governor.leases import Lease
-from lorebase.transfer.kit import TransferKit, discriminator_dir, load_kit
+from lorebase.transfer.kit import TransferKit, discriminator_dir
 from lorebase.transfer.ports import Checkpoint, ModelSpec, TextGenerator
 from lorebase.transfer.synthesis import (
     filter_inputs,
@@ -28,8 +33,9 @@ from .advance import RunStage
 from .amounts import held_out_inputs, samples_to_write, wanted_inputs
 from .carry import carried_examples, carried_inputs, former_labels, merge_examples
 from .keys import seed_of
+from .kits import kit_of
 from .lora_shape import lora_shape
-from .ports import Clock, Cluster, DistillJob, WorkerPool
+from .ports import Clock, Cluster, DistillJob, DistillOutcome, JudgedDigests, WorkerPool
 from .settings import UpgradeSettings, retry_growth
 from .states import MigrationEvent
 
@@ -91,19 +97,13 @@ class StageContext:
         return self.adapter.evaluation_digest is not None
 
     def kit(self) -> TransferKit:
-        """Reads the adapter's kit.
-
-        Raises:
-            FailedPreconditionError: the adapter has none any more.
-        """
-        return load_kit(self.store.path(self.kit_digest))
+        """Reads the adapter's kit; FailedPreconditionError if it has none any more."""
+        return kit_of(self.store, self.adapter, self.source)[1]
 
     @property
     def kit_digest(self) -> str:
         """Digest of the adapter's kit."""
-        if self.adapter.kit_digest is None:
-            raise FailedPreconditionError(f"{self.adapter.name!r} has no transfer kit any more")
-        return self.adapter.kit_digest
+        return kit_of(self.store, self.adapter, self.source)[0]
 
     def artifact(self, stage: str) -> Any:
         """Reads what an earlier stage of this attempt made."""
@@ -232,19 +232,23 @@ async def run_label(context: StageContext) -> StageResult:
 async def run_distill(context: StageContext) -> StageResult:
     """A worker trains the shadow adapter; it is checked like an upload before it counts."""
     assert context.lease is not None, "the controller takes the lease"
+    artifacts = context.migration.artifacts
     job = DistillJob(
         key=context.run.key,
         store_root=context.store_root,
         work_root=context.work_root,
         base_id=context.next_base.id,
         base_dir=Path(context.next_base.path),
-        examples_digest=context.migration.artifacts["label"],
+        examples_digest=artifacts["label"],
         kit_digest=context.kit_digest,
         source_digest=context.source.digest,
         source_base_dir=Path(context.source_base.path),
         recipe=context.settings.recipe.grown(retry_growth(context.run.attempt)),
         seed=context.seed,
         keep_files=context.settings.choices.keep_checkpoints,
+        judged=JudgedDigests(inputs=artifacts["synthesize"], scores=artifacts["filter"])
+        if context.settings.carry_kits
+        else None,
     )
     outcome = await context.workers.distill(job, context.lease, context.checkpoint)
     path = context.store.path(outcome.digest)
@@ -258,7 +262,7 @@ async def run_distill(context: StageContext) -> StageResult:
         rank=manifest.rank,
         target_modules=manifest.target_modules,
         origin="transfer",
-        provenance=_provenance(context, job),
+        provenance=_provenance(context, job, outcome),
         created_at=context.clock(),
     )
     summary = {**outcome.summary, "version": version.id, "parameters": manifest.parameters}
@@ -267,8 +271,10 @@ async def run_distill(context: StageContext) -> StageResult:
     )
 
 
-def _provenance(context: StageContext, job: DistillJob) -> dict[str, Any]:
+def _provenance(context: StageContext, job: DistillJob, outcome: DistillOutcome) -> dict[str, Any]:
+    carried = {} if outcome.next_kit is None else {NEXT_KIT: outcome.next_kit}
     return {
+        **carried,
         "upgrade": context.migration.upgrade_id,
         "attempt": context.run.attempt,
         "source_version": context.source.id,

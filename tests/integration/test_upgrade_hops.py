@@ -1,0 +1,111 @@
+"""An adapter moves from base to base to base, with the kit that it came with."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from lorebase.serving.artifacts import base_revision
+from lorebase.serving.catalog.records import NEXT_KIT, Base
+from lorebase.transfer.kit import load_kit
+
+from .upgrade_world import World, make_base
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
+    made: list[World] = []
+
+    def make(*adapters: str, **settings: object) -> World:
+        world = World(tmp_path, adapters, **settings)
+        path = make_base(tmp_path / "third")
+        world.catalog.put_base(
+            Base(
+                id="third",
+                path=str(path),
+                revision=base_revision(path) + "third",
+                architecture="LlamaForCausalLM",
+                dtype="auto",
+                created_at=0.0,
+            )
+        )
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        await world.kill()
+        world.catalog.close()
+
+
+async def hop(world: World, to_base: str) -> None:
+    upgrade = world.commands.start(to_base, [], "")
+    if world.task is None:
+        world.boot()
+    await world.completed()
+    assert set(world.states().values()) == {"promoted"}
+    world.commands.finish(upgrade.id)
+    await world.until(lambda: set(world.states().values()) == {"retired"})
+
+
+async def test_the_second_hop_uses_the_kit_that_the_first_one_took_along(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/one")
+    kit = world.catalog.get_adapter("a/one").kit_digest
+    await hop(world, "next")
+    middle = world.catalog.get_version(str(world.migrations()[0].shadow_version))
+    carried = middle.provenance[NEXT_KIT]
+    assert load_kit(world.store.path(carried)).base_id == "next"
+    assert world.catalog.get_adapter("a/one").kit_digest == kit, "the tenant's stays what it is"
+    assert carried in world.catalog.referenced_digests()
+
+    await hop(world, "third")
+    assert world.route("a/one") == "third"
+    assert world.workers.jobs[-1].kit_digest == carried
+    # The discriminator of the second hop was asked on the base that it fits.
+    judges = {
+        model.base_id
+        for model, _ in world.models.calls
+        if model.version is not None and model.version.digest == carried
+    }
+    assert judges == {"next"}
+
+
+async def test_after_a_rollback_the_tenants_kit_is_used_again(make_world: MakeWorld) -> None:
+    world = make_world("a/one")
+    kit = world.catalog.get_adapter("a/one").kit_digest
+    upgrade = world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    world.commands.rollback(upgrade.id, [])
+    await world.until(lambda: world.route("a/one") == "old")
+    world.commands.start("third", [], "")
+    await world.completed()
+    assert world.workers.jobs[-1].kit_digest == kit
+    assert world.route("a/one") == "third"
+
+
+async def test_a_kit_that_the_tenant_builds_for_the_new_base_goes_first(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    world = make_world("a/one")
+    await hop(world, "next")
+    middle = world.catalog.get_version(str(world.migrations()[0].shadow_version))
+    fresh = world.kit_for("next", seed=77)
+    world.catalog.set_kit("a/one", kit_digest=fresh, evaluation_digest=None)
+    assert fresh != middle.provenance[NEXT_KIT]
+    await hop(world, "third")
+    assert world.workers.jobs[-1].kit_digest == fresh
+
+
+async def test_without_carrying_the_second_hop_says_what_is_missing(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/one", carry_kits=False)
+    await hop(world, "next")
+    [planned] = world.commands.plan("third", []).migrations
+    assert not planned.feasible
+    assert "fits base 'old', but the adapter runs on 'next'" in planned.reason
