@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 def build_deps(settings: Settings) -> Deps:
     """Returns the controller's world on a running instance."""
-    upgrade = settings_from(settings.upgrade)
+    upgrade = settings_from(settings.upgrade, cores=len(os.sched_getaffinity(0)))
     metrics = UpgradeMetrics(CollectorRegistry())
     cluster = RayCluster(settings)
     governor = Governor(upgrade.governor, Probe(cluster), metrics.lease)

@@ -12,6 +12,7 @@ from lorebase.transfer.upgrade.settings import (
     UpgradeSettings,
     configured_recipe,
     retry_growth,
+    settings_from,
 )
 
 from .transfer_fakes import KIT
@@ -70,3 +71,8 @@ def test_titok_wants_twice_as_many_and_draws_no_more_than_that() -> None:
     ours = settings(samples=250)
     assert samples_to_write(ours, ROOMY, 100, None) == 221, "half of them pass"
     assert samples_to_write(ours, ROOMY, 100, 0.25) == 441, "a better guess"
+
+
+@pytest.mark.parametrize(("cores", "batches"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 2)])
+def test_generation_leaves_half_of_the_cores_to_clients(cores: int, batches: int) -> None:
+    assert settings_from(UpgradeSection(), cores).governor.max_batches == batches
