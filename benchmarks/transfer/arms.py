@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from lorebase.transfer.distill import ALL_LINEAR
@@ -10,10 +10,10 @@ from lorebase.transfer.recipes import (
     LOREBASE,
     TITOK,
     TRANS_LORA,
-    Contrast,
     LoraChoice,
     OnPolicy,
     Recipe,
+    Selection,
 )
 from lorebase.transfer.synthesis import DrawSettings, FilterPolicy
 
@@ -47,8 +47,26 @@ class Arm:
         return replace(self, recipe=self.recipe.trained(**changes), training=())
 
     def identity(self) -> dict[str, Any]:
-        """Returns what decides its outcome, beside task, bases, seed and number of samples."""
-        return asdict(replace(self, label=""))
+        """Returns what decides its outcome, beside task, bases, seed and number of samples.
+
+        Options at their defaults are left out, so that one that is added changes no key.
+        """
+        told: dict[str, Any] = _unusual(self)
+        told.pop("label")
+        return told
+
+
+def _unusual(value: Any) -> Any:
+    """Returns a dataclass as plain data without the fields that are at their defaults."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {}
+    for one in fields(value):
+        held = getattr(value, one.name)
+        usual = one.default if one.default_factory is MISSING else one.default_factory()
+        if held != usual:
+            found[one.name] = _unusual(held)
+    return found
 
 
 NO_FILTER = FilterPolicy(discriminator=False)
@@ -105,6 +123,7 @@ def _variant(name: str, base: Recipe = LOREBASE, **changes: Any) -> Arm:
     )
 
 
+CONFIDENT = Selection(by="confidence", samples=0.5)
 _SOFT = {"soft_share": 0.5}
 
 STUDIES: dict[str, Arm] = {
@@ -113,7 +132,10 @@ STUDIES: dict[str, Arm] = {
         _variant("all-linear", lora=LoraChoice(target_modules=ALL_LINEAR)),
         _variant("q-v", lora=LoraChoice(target_modules=("q_proj", "v_proj"))),
         _variant("confidence", weigh_by_confidence=True),
-        _variant("contrast", contrast=Contrast(samples=1.0, tokens=0.7, group=16)),
+        _variant("contrast", selection=Selection(by="excess", samples=1.0, tokens=0.7, group=16)),
+        _variant("confident", pool=2.0, selection=CONFIDENT),
+        _variant("unfiltered-confident", filter=NO_FILTER, pool=2.0, selection=CONFIDENT),
+        _variant("unfiltered-weighed", filter=NO_FILTER, weigh_by_confidence=True),
         _variant("soft", training=_SOFT),
         _variant("soft-only", training={"soft_share": 1.0}),
         _variant("soft-hot", training={"soft_share": 0.5, "soft_temperature": 10.0}),

@@ -29,7 +29,8 @@ from .metered import MeteredGenerator
 from .world import TransferTask, World
 
 GENERATION = 1
-"""Raise when code changes what cells come to, so that older ones are not taken for new ones."""
+"""Raise when code, or a default that keys leave out, changes what cells come to: older cells would
+be taken for new ones."""
 
 
 def digest_of(*parts: Any) -> str:

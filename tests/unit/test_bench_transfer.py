@@ -291,6 +291,19 @@ def test_a_cells_key_is_all_that_decides_it_and_nothing_else() -> None:
     assert len({key, *others}) == 7
 
 
+def test_options_at_their_defaults_are_no_part_of_a_key() -> None:
+    told = ARMS["unfiltered"].tuned(WORLD).identity()
+    assert told == {
+        "name": "unfiltered",
+        "data": "synthetic",
+        "recipe": {
+            "name": "lorebase",
+            "filter": {"discriminator": False},
+            "training": {"steps": 7, "batch_size": 8, "learning_rate": 2e-4},
+        },
+    }
+
+
 def test_tuning_reaches_every_arm_of_a_recipe_and_studies_go_on_top() -> None:
     assert ARMS["oracle"].tuned(WORLD).recipe.training.steps == 7  # type: ignore[union-attr]
     tuned = STUDIES["soft"].tuned(WORLD).recipe

@@ -12,10 +12,10 @@ from lorebase.transfer.recipes import (
     RECIPES,
     TITOK,
     TRANS_LORA,
-    Contrast,
     LoraChoice,
     OnPolicy,
     Recipe,
+    Selection,
     recipe_named,
 )
 from lorebase.transfer.recipes.run import MAX_ROUNDS, Cast, gather_examples
@@ -45,7 +45,7 @@ def test_titok_is_its_papers_where_it_speaks() -> None:
     assert TITOK.writer == "source-adapter"
     assert not TITOK.filter.discriminator
     assert TITOK.pool == 2.0
-    assert TITOK.contrast == Contrast(samples=0.5, tokens=0.7, group=4)
+    assert TITOK.selection == Selection(by="excess", samples=0.5, tokens=0.7, group=4)
     assert TITOK.training.total_steps(250) == 125
     assert TITOK.training.learning_rate_at(12, 125) == pytest.approx(5e-5, rel=0.11)
     assert TITOK.training.learning_rate_at(0, 125) == pytest.approx(5e-5 / 12)
@@ -81,7 +81,8 @@ def test_training_is_fitted_to_the_size_of_the_base() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"contrast": Contrast()},
+        {"selection": Selection(by="excess")},
+        {"selection": Selection(by="confidence")},
         {"on_policy": OnPolicy()},
         {"weigh_by_confidence": True},
         {"training": DistillRecipe(steps=1, soft_share=0.5)},
@@ -96,8 +97,9 @@ def test_whoever_uses_likelihoods_needs_the_teacher(changes) -> None:  # type: i
     "changes",
     [
         {"pool": 0.5},
-        {"contrast": Contrast(samples=0.0)},
-        {"contrast": Contrast(tokens=1.5)},
+        {"selection": Selection(by="excess", samples=0.0)},
+        {"selection": Selection(by="excess", tokens=1.5)},
+        {"selection": Selection(by="confidence", tokens=0.7)},
         {"on_policy": OnPolicy(rounds=0)},
         {"on_policy": OnPolicy(step_share=0.0)},
     ],

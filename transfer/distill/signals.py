@@ -42,9 +42,9 @@ class ScoredAnswer:
         return sum(self.excess) / len(self.excess) if self.excess else -math.inf
 
 
-def best_samples(scored: Sequence[ScoredAnswer], keep: int) -> list[int]:
-    """Returns the numbers of the `keep` answers to which the adapter adds most, in order."""
-    order = sorted(range(len(scored)), key=lambda number: -scored[number].mean_excess)
+def best_samples(values: Sequence[float], keep: int) -> list[int]:
+    """Returns the numbers of the `keep` largest values, in order."""
+    order = sorted(range(len(values)), key=lambda number: -values[number])
     return sorted(order[:keep])
 
 

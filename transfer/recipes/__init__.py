@@ -4,17 +4,17 @@ Importing this needs neither torch nor transformers; `shadow` and `run` do.
 """
 
 from .presets import LOREBASE, RECIPES, TITOK, TRANS_LORA, recipe_named
-from .recipe import Contrast, LoraChoice, OnPolicy, Recipe, Writer
+from .recipe import LoraChoice, OnPolicy, Recipe, Selection, Writer
 
 __all__ = [
     "LOREBASE",
     "RECIPES",
     "TITOK",
     "TRANS_LORA",
-    "Contrast",
     "LoraChoice",
     "OnPolicy",
     "Recipe",
+    "Selection",
     "Writer",
     "recipe_named",
 ]

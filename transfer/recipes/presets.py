@@ -9,7 +9,7 @@ from lorebase.serving.errors import InvalidArgumentError
 from ..distill.settings import DistillRecipe
 from ..synthesis.draw import DrawSettings
 from ..synthesis.filter import FilterPolicy
-from .recipe import Contrast, LoraChoice, Recipe
+from .recipe import LoraChoice, Recipe, Selection
 
 TRANS_LORA = Recipe(
     name="trans-lora",
@@ -43,7 +43,7 @@ TITOK = Recipe(
     pool=2.0,
     draw=DrawSettings(temperature=1.0, top_p=0.9),
     filter=FilterPolicy(discriminator=False),
-    contrast=Contrast(samples=0.5, tokens=0.7, group=4),
+    selection=Selection(by="excess", samples=0.5, tokens=0.7, group=4),
     lora=LoraChoice(target_modules=("q_proj", "v_proj"), alpha_per_rank=1.0, dropout=0.05),
     training=DistillRecipe(
         epochs=2,

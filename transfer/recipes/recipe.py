@@ -19,13 +19,19 @@ Writer = Literal["next-base", "source-adapter"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """Selection by what the source adapter adds to its base, log p with it - log p without."""
+class Selection:
+    """Which of the labelled inputs, and which of their answers' tokens, are trained on.
 
+    `excess` is what the source adapter adds to its base, log p with it - log p without;
+    `confidence` is the probability that the source adapter gives its own answer.
+    """
+
+    by: Literal["excess", "confidence"]
     samples: float = 0.5
-    """Share of the labelled inputs that is kept: those with the largest mean."""
-    tokens: float = 0.7
-    """Share of the answers' tokens that is trained on: those with the largest value."""
+    """Share of the labelled inputs that is kept: those with the largest mean excess or the largest
+    confidence."""
+    tokens: float = 1.0
+    """Share of the answers' tokens that is trained on: those with the largest excess."""
     group: int = 4
     """Answers whose tokens compete for a place."""
 
@@ -92,7 +98,7 @@ class Recipe:
     """How inputs are sampled."""
     filter: FilterPolicy = field(default_factory=FilterPolicy)
     """How the kit's discriminator is used."""
-    contrast: Contrast | None = None
+    selection: Selection | None = None
     """None trains on all tokens of all labelled inputs."""
     weigh_by_confidence: bool = False
     """Whether examples count by the teacher's probability of its answer."""
@@ -105,11 +111,15 @@ class Recipe:
         """Checks the bounds."""
         if self.pool < 1:
             raise InvalidArgumentError(f"recipe {self.name}: got pool {self.pool}, expected >= 1")
-        contrast, rounds = self.contrast, self.on_policy
-        if contrast and not (0 < contrast.samples <= 1 and 0 < contrast.tokens <= 1):
+        selection, rounds = self.selection, self.on_policy
+        if selection and not (0 < selection.samples <= 1 and 0 < selection.tokens <= 1):
             raise InvalidArgumentError(
-                f"recipe {self.name}: got shares {contrast.samples} and {contrast.tokens}, "
+                f"recipe {self.name}: got shares {selection.samples} and {selection.tokens}, "
                 "expected above 0 and at most 1"
+            )
+        if selection and selection.tokens < 1 and selection.by != "excess":
+            raise InvalidArgumentError(
+                f"recipe {self.name}: tokens are selected by excess, so samples must be, too"
             )
         if rounds and not (rounds.rounds >= 1 and 0 < rounds.step_share <= 1):
             raise InvalidArgumentError(
@@ -121,7 +131,7 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether training asks the teacher for likelihoods, so that it must be loaded there."""
         return bool(
-            self.contrast
+            self.selection
             or self.on_policy
             or self.weigh_by_confidence
             or self.training.soft_share > 0

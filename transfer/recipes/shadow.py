@@ -74,7 +74,8 @@ def train_shadow(
     loaded = teacher() if recipe.needs_teacher else None
     selection: dict[str, Any] = {"usable": len(usable)}
     if loaded is not None:
-        scored = loaded.score(pairs, bare=recipe.contrast is not None)
+        by_excess = recipe.selection is not None and recipe.selection.by == "excess"
+        scored = loaded.score(pairs, bare=by_excess)
         numbers, tokens = signalled(recipe, tokens, pairs, scored, shadow.tokenizer)
         pairs = [pairs[n] for n in numbers]
         selection |= {"selected": len(numbers), **_figures(scored, tokens)}
@@ -120,16 +121,17 @@ def signalled(
         Numbers of the selected examples and the examples themselves.
     """
     numbers = list(range(len(tokens)))
-    if recipe.contrast is not None:
-        keep = max(1, round(len(tokens) * recipe.contrast.samples))
-        numbers = best_samples(scored, keep)
+    selection = recipe.selection
+    if selection is not None:
+        keep = max(1, round(len(tokens) * selection.samples))
+        by_excess = selection.by == "excess"
+        values = [one.mean_excess if by_excess else one.confidence for one in scored]
+        numbers = best_samples(values, keep)
     chosen = [tokens[n] for n in numbers]
     answers = [scored[n] for n in numbers]
     spans = answer_spans(tokenizer, [pairs[n][1] for n in numbers])
-    if recipe.contrast is not None:
-        masks = informative_tokens(
-            answers, spans, share=recipe.contrast.tokens, group=recipe.contrast.group
-        )
+    if selection is not None and selection.tokens < 1.0:
+        masks = informative_tokens(answers, spans, share=selection.tokens, group=selection.group)
         chosen = [with_mask(one, mask) for one, mask in zip(chosen, masks, strict=True)]
     if recipe.weigh_by_confidence:
         weights = confidence_weights(answers)
