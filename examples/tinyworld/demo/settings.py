@@ -16,12 +16,10 @@ CAST = (
     "bbh/hyperbaton",
     "depot/sku-flip",
     "helpdesk/ticket-queue",
-    "homely/command-record",
     "hr/person-id",
     "lexi/ends-swapped",
     "northwind/summer-bookings",
     "ops/fault-code",
-    "shop/order-line",
     "telco/phone-flip",
     "villa/attic-cellar",
 )
@@ -61,8 +59,8 @@ class DemoSettings:
     next_base: str = "tinyworld-next"
     only: tuple[str, ...] = CAST
     """Adapters to take; empty takes all there are."""
-    load: LoadPlan = field(default_factory=lambda: LoadPlan(think_s=(0.3, 0.7)))
-    """Six clients that think 0.3 to 0.7 s: real traffic that leaves idle capacity."""
+    load: LoadPlan = field(default_factory=lambda: LoadPlan(think_s=(0.5, 1.5)))
+    """Six clients that think 0.5 to 1.5 s: real traffic that leaves idle capacity."""
     judge_examples: int = 200
     """Held-out examples for each adapter and condition; fewer where there are fewer."""
     judge_concurrency: int = 40
