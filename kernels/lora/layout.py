@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .hostmem import host_tensor
 from .reference import SliceWeights
 
 ALIGNMENT_BYTES = 64
@@ -185,16 +186,21 @@ def pack(
     blocks: dict[int, Block] = {}
     elements = 0
     for index, of_layer in weights.items():
-        pairs = [pair if pair is not None and bool(pair[1].any()) else None for pair in of_layer]
+        pairs = [pair if pair is not None and _adapts(pair[1]) else None for pair in of_layer]
         ranks = ranks_of(layers[index], pairs)
         if any(ranks):
             kept[index] = pairs
             blocks[index] = block_of(layers[index], ranks, dtype.itemsize, elements)
             elements += blocks[index].elements
-    data = torch.empty(elements, dtype=dtype, pin_memory=pinned)
+    data = host_tensor(elements, dtype, pinned=pinned)
     for index, pairs in kept.items():
         write(data, layers[index], blocks[index], pairs)
     return PackedAdapter(data=data, blocks=blocks)
+
+
+def _adapts(b_NR: torch.Tensor) -> bool:
+    """Whether anything is not zero; mostly the first element tells."""
+    return b_NR.numel() > 0 and (bool(b_NR[0, 0]) or bool(b_NR.any()))
 
 
 def compose(

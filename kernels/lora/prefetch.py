@@ -19,7 +19,7 @@ class Prefetcher(Generic[K, V]):
             are still loading it is not prefetched at all.
     """
 
-    def __init__(self, *, threads: int = 2, most: int = 32) -> None:
+    def __init__(self, *, threads: int = 2, most: int = 256) -> None:
         if threads < 1 or most < 1:
             raise ValueError(f"got threads={threads}, most={most}; expected at least 1")
         self._most = most
@@ -60,7 +60,13 @@ class Prefetcher(Generic[K, V]):
             future.cancel()
 
     def ready(self, key: K) -> bool:
-        """Whether `take` would neither load nor wait."""
+        """Whether a value is loaded and waits to be taken."""
         with self._lock:
             future = self._futures.get(key)
         return future is not None and future.done()
+
+    def loading(self, key: K) -> bool:
+        """Whether `take` would have to wait for a load that was started."""
+        with self._lock:
+            future = self._futures.get(key)
+        return future is not None and not future.done()

@@ -12,14 +12,17 @@ what is kept          `max_cpu_loras` adapters                as many bytes as o
 
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
 from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.model_manager import AdapterLRUCache, LRUCacheLoRAModelManager
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -28,39 +31,10 @@ from ..lora.pool import PoolFullError
 from ..lora.prefetch import Prefetcher
 from .options import KernelOptions, options_of
 from .plugin import warn_off
+from .reader import WEIGHTS, PlainReader, places_of
+from .registered import Registered, is_packed, pack_into, packed_of
 from .replaced import not_covered, our_classes
 from .wrapper import PooledPunicaWrapper
-
-PACKED = "lorebase_packed"
-"""Attribute of a LoRAModel with its weights for the pool; its `loras` keep only the others."""
-
-
-class HostFullError(RuntimeError):
-    """The host's budget can't hold another adapter now."""
-
-
-class _Registered(AdapterLRUCache[LoRAModel]):
-    """vLLM's LRU of adapters in host memory, which here knows how many bytes they are."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.bytes: dict[int, int] = {}
-        self.used_bytes = 0
-
-    def __setitem__(self, key: int, value: LoRAModel) -> None:
-        assert key not in self.bytes, "removed first"
-        self.bytes[key] = _packed(value).nbytes
-        self.used_bytes += self.bytes[key]
-        super().__setitem__(key, value)
-
-    def _on_remove(self, key: int, value: LoRAModel | None) -> None:
-        self.used_bytes -= self.bytes.pop(key)
-        super()._on_remove(key, value)
-
-
-def _packed(adapter: LoRAModel) -> PackedAdapter:
-    packed: PackedAdapter = getattr(adapter, PACKED)
-    return packed
 
 
 class PooledModelManager(LRUCacheLoRAModelManager):
@@ -71,9 +45,17 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         [wrapper] = self.punica_wrapper_mapping.values()
         assert isinstance(wrapper, PooledPunicaWrapper)
         self._weights = wrapper.weights
-        self._host_bytes = options.host_bytes
-        self._registered_adapters = _Registered(self.capacity, self.deactivate_adapter)
+        self._registered_adapters = Registered(
+            self.capacity, self.deactivate_adapter, budget_bytes=options.host_bytes
+        )
         self._pooled = {n: m for n, m in self.modules.items() if hasattr(m, "slices")}
+        mapper = getattr(self.model, "hf_to_vllm_mapper", None)
+        self._reader = PlainReader(
+            layers=self._weights.pool.layers,
+            places=places_of(self._pooled, self.packed_modules),
+            dtype=self._weights.dtype,
+            name_mapper=None if mapper is None else mapper.get_rename_mapper(),
+        )
         # The embedding, and layers that only vLLM's own classes cover.
         self._stacked = {n: m for n, m in self.modules.items() if n not in self._pooled}
 
@@ -91,49 +73,40 @@ class PooledModelManager(LRUCacheLoRAModelManager):
             if found:
                 layer: Any = module
                 weights[layer.weights.index] = layer.slices(found.lora_a, found.lora_b)
-        packed = self._weights.pack(weights)
+        self._accept(adapter, self._weights.pack(weights))
+        adapter.loras = {n: one for n, one in adapter.loras.items() if n in self._stacked}
+
+    def read(self, folder: Path, config: PEFTHelper, adapter_id: int) -> LoRAModel | None:
+        """Reads and packs a plain adapter; None: `prepare` what vLLM's loader makes of it.
+
+        Raises:
+            ValueError: A rank is larger than the engine's.
+        """
+        packed = self._reader.read(folder, config)
+        if packed is None:
+            return None
+        adapter = LoRAModel(adapter_id, config.r, {})
+        self._accept(adapter, packed)
+        return adapter
+
+    def _accept(self, adapter: LoRAModel, packed: PackedAdapter) -> None:
         most = self.lora_config.max_lora_rank
         if packed.max_rank > most:
             raise ValueError(f"got an adapter of rank {packed.max_rank}; expected at most {most}")
-        adapter.loras = {n: one for n, one in adapter.loras.items() if n in self._stacked}
-        setattr(adapter, PACKED, packed)
+        pack_into(adapter, packed)
 
     def is_registered(self, adapter_id: int) -> bool:
         """Whether an adapter is in host memory."""
         return adapter_id in self._registered_adapters
 
     def _add_adapter(self, lora: LoRAModel) -> None:
-        if not hasattr(lora, PACKED):
+        if not is_packed(lora):
             self.prepare(lora)
-        self._make_room(_packed(lora).nbytes)
-        self._registered_adapters[lora.id] = lora
-
-    def _make_room(self, needed: int) -> None:
-        """Removes adapters without a slot, the least recently used first, until some fit.
-
-        Raises:
-            HostFullError: They don't; nothing is removed then.
-        """
         registered = self._registered_adapters
-        assert isinstance(registered, _Registered)
-        if self._host_bytes is None:
-            return
-        excess = registered.used_bytes + needed - self._host_bytes
-        victims = []
-        for identity in registered.order:
-            if excess <= 0:
-                break
-            if identity not in self._active_adapters and identity not in registered.pinned_items:
-                victims.append(identity)
-                excess -= registered.bytes[identity]
-        if excess > 0:
-            raise HostFullError(
-                f"an adapter of {needed} bytes does not fit into the {self._host_bytes} bytes for "
-                f"adapters in host memory, {registered.used_bytes} of which are in use; raise the "
-                "budget, or use a smaller rank"
-            )
-        for identity in victims:
-            self.remove_adapter(identity)
+        assert isinstance(registered, Registered)
+        for victim in registered.victims(packed_of(lora).nbytes, self._active_adapters):
+            self.remove_adapter(victim)
+        registered[lora.id] = lora
 
     def activate_adapter(self, lora_id: int) -> bool:
         """Gives a registered adapter a slot, if need be the least recently used one.
@@ -152,7 +125,7 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         active[lora_id] = None
         self.lora_index_to_id[slot] = lora_id
         try:
-            self._weights.pool.assign(slot, _packed(adapter))
+            self._weights.pool.assign(slot, packed_of(adapter))
         except PoolFullError:
             self.deactivate_adapter(lora_id)
             raise
@@ -209,6 +182,10 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
             identity, lambda: self._prepared(lora_request)
         )
 
+    def is_loading(self, adapter_id: int) -> bool:
+        """Whether an announced adapter is still being read, so that adding it would wait."""
+        return self._prefetcher.loading(adapter_id)
+
     def add_adapter(self, lora_request: LoRARequest) -> bool:
         """Brings an adapter into host memory; returns whether it is there.
 
@@ -228,7 +205,7 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
                 manager.remove_oldest_adapter()
             added = manager.add_adapter(adapter)
         loaded_s = time.perf_counter() - began
-        self.stalls.append((identity, _packed(adapter).max_rank, loaded_s, 0.0))
+        self.stalls.append((identity, packed_of(adapter).max_rank, loaded_s, 0.0))
         return added
 
     def remove_adapter(self, adapter_id: int) -> bool:
@@ -268,10 +245,17 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
             began, identity = time.perf_counter(), request.lora_int_id
             with gpu_sync_allowed():
                 manager.activate_adapter(identity)
-            rank = _packed(registered[identity]).max_rank
+            rank = packed_of(registered[identity]).max_rank
             self.stalls.append((identity, rank, 0.0, time.perf_counter() - began))
 
     def _prepared(self, lora_request: LoRARequest) -> LoRAModel:
+        folder = get_adapter_absolute_path(lora_request.lora_path)
+        if (Path(folder) / WEIGHTS).is_file():
+            config = PEFTHelper.from_local_dir(folder, self.max_position_embeddings)
+            config.validate_legal(self.lora_config)
+            plain = self._manager.read(Path(folder), config, lora_request.lora_int_id)
+            if plain is not None:
+                return plain
         adapter = super()._load_adapter(lora_request)
         self._manager.prepare(adapter)
         return adapter

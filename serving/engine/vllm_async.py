@@ -49,10 +49,6 @@ class AsyncDriver:
         [result] = await self._llm.collective_rpc(method, args=arguments)
         return result
 
-    async def add_lora(self, lora: LoRARequest) -> None:
-        """Loads an adapter."""
-        await self._llm.add_lora(lora)
-
     async def remove_lora(self, int_id: int) -> None:
         """Unloads an adapter; a no-op if it is not loaded."""
         await self._llm.remove_lora(int_id)

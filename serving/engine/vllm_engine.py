@@ -32,6 +32,9 @@ from .vllm_common import engine_dtype, lora_request, map_error, sampling_params,
 
 logger = logging.getLogger(__name__)
 
+_ASK_AGAIN_S = 0.002
+"""Between two questions whether an adapter has been read; far less than a step takes."""
+
 
 class Driver(Protocol):
     """One way to run vLLM. Errors are vLLM's own; `VllmEngine` maps them."""
@@ -49,10 +52,6 @@ class Driver(Protocol):
 
     async def call_worker(self, method: str, *arguments: Any) -> Any:
         """Calls a method of vllm_worker.WorkerExtension between two steps."""
-        ...
-
-    async def add_lora(self, lora: LoRARequest) -> None:
-        """Loads an adapter."""
         ...
 
     async def remove_lora(self, int_id: int) -> None:
@@ -233,11 +232,10 @@ class VllmEngine:
         try:
             async with asyncio.timeout(self.settings.adapter_load_timeout_s):
                 # The worker reads while the files are checked here, and its steps go on.
-                prefetching = self._driver.call_worker(
-                    "prefetch_adapter", adapter.name, adapter.int_id, version.path
-                )
-                await asyncio.gather(checking, prefetching)
-                await self._driver.add_lora(lora_request(adapter))
+                names = (adapter.name, adapter.int_id, version.path)
+                await asyncio.gather(checking, self._driver.call_worker("prefetch_adapter", *names))
+                while not await self._driver.call_worker("add_adapter", *names):
+                    await asyncio.sleep(_ASK_AGAIN_S)
         except LorebaseError:
             raise
         except TimeoutError as error:

@@ -111,10 +111,6 @@ class InprocessDriver:
         [result] = await self._call(lambda: self._engine.collective_rpc(method, args=arguments))
         return result
 
-    async def add_lora(self, lora: LoRARequest) -> None:
-        """Loads an adapter."""
-        await self._call(lambda: self._engine.add_lora(lora))
-
     async def remove_lora(self, int_id: int) -> None:
         """Unloads an adapter; a no-op if it is not loaded."""
         await self._call(lambda: self._engine.remove_lora(int_id))

@@ -17,17 +17,28 @@ class WorkerExtension:
 
     model_runner: Any
 
-    def prefetch_adapter(self, name: str, int_id: int, path: str) -> bool:
+    def prefetch_adapter(self, name: str, int_id: int, path: str) -> None:
         """Begins to load an adapter on another thread, where our LoRA kernels serve.
 
-        Returns:
-            Whether it is on its way; vLLM's own manager loads when it is told to use it.
+        A hint: vLLM's own manager loads when it is told to add it.
         """
         prefetch = getattr(self.model_runner.lora_manager, "prefetch", None)
         # The files are still being checked meanwhile, and vLLM would also read pickles.
-        if prefetch is None or not (Path(path) / "adapter_model.safetensors").is_file():
+        if prefetch is not None and (Path(path) / "adapter_model.safetensors").is_file():
+            prefetch(LoRARequest(name, int_id, path))
+
+    def add_adapter(self, name: str, int_id: int, path: str) -> bool:
+        """Adds an adapter, unless it is still being read: no step shall wait for that.
+
+        Returns:
+            Whether it is there; otherwise ask again.
+        """
+        manager = self.model_runner.lora_manager
+        is_loading = getattr(manager, "is_loading", None)
+        if is_loading is not None and is_loading(int_id):
             return False
-        return bool(prefetch(LoRARequest(name, int_id, path)))
+        manager.add_adapter(LoRARequest(name, int_id, path))
+        return True
 
     def adapter_stalls(self) -> list[tuple[int, int, float, float]]:
         """Returns and forgets the fields of `adapters.AdapterStall`, oldest first."""

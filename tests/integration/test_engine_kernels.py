@@ -1,10 +1,14 @@
 """`engine.lora_kernels`: both choices answer alike, in one process, and keep tenants apart."""
 
+import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from lorebase.serving.engine import Sampling, complete_many
 from tests.integration.engine_world import (
@@ -74,6 +78,37 @@ async def test_both_give_the_same_greedy_tokens(
         for engine in engines.values()
     ]
     assert answers[0] == answers[1]
+
+
+async def test_plain_adapters_read_straight_equal_those_that_vllm_loads(
+    engines: "dict[str, VllmEngine]", world: World, tmp_path: Path
+) -> None:
+    from vllm.lora.request import LoRARequest
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    from lorebase.kernels.vllm.registered import packed_of
+
+    manager = _manager(engines["lorebase"])
+    special = tmp_path / "special"
+    shutil.copytree(world.adapters[1], special)
+    config = json.loads((special / "adapter_config.json").read_text())
+    config |= {"alpha_pattern": {"q_proj": 3, "layers.1.mlp.down_proj": 5}, "use_rslora": True}
+    (special / "adapter_config.json").write_text(json.dumps(config))
+    for number, path in enumerate([*world.adapters, special], start=1):
+        lora = LoRARequest(f"r{number}", 1000 + number, str(path))
+        straight = packed_of(manager._prepared(lora))
+        parsed = WorkerLoRAManager._load_adapter(manager, lora)
+        assert parsed.loras, "vLLM's own way"
+        manager._manager.prepare(parsed)
+        expected = packed_of(parsed)
+        ranks = {index: block.ranks for index, block in expected.blocks.items()}
+        assert {index: block.ranks for index, block in straight.blocks.items()} == ranks
+        for layer in manager._manager._weights.pool.layers:
+            for got, wanted in zip(straight.read(layer), expected.read(layer), strict=True):
+                assert (got is None) == (wanted is None)
+                if got is not None and wanted is not None:
+                    assert torch.equal(got[0], wanted[0])
+                    assert torch.equal(got[1], wanted[1])
 
 
 @pytest.mark.parametrize("kernels", ["stock", "lorebase"])
