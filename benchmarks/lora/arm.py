@@ -28,6 +28,8 @@ class EnginePlan:
     max_rank: int
     """0: without LoRA."""
     slots: int = 64
+    registered: int = 64
+    """Adapters in host memory, at most."""
     dtype: str = "float32"
     """This suite's default: without AVX512-BF16, bfloat16 is emulated and says nothing."""
     max_model_len: int = 512

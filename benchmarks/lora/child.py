@@ -28,7 +28,7 @@ class Child:
             lora = {
                 "enable_lora": True,
                 "max_loras": plan["slots"],
-                "max_cpu_loras": plan["slots"],
+                "max_cpu_loras": plan["registered"],
                 "max_lora_rank": plan["max_rank"],
             }
         self._engine = LLMEngine.from_engine_args(
@@ -112,14 +112,53 @@ class Child:
             self._engine.step()
         return {}
 
+    def bookkeeping(self, in_batch: int, registered: int, calls: int) -> Any:
+        """Times what a step of 256 tokens does for its adapters before the model runs.
+
+        Returns:
+            Seconds of each call: steady, where the batch is that of the step before, and changed,
+            where every request has moved on to another row.
+        """
+        import numpy as np
+        from vllm.lora.layers import LoRAMapping
+        from vllm.lora.request import LoRARequest
+
+        manager = self._worker().model_runner.lora_manager
+
+        def request(number: int) -> Any:
+            return LoRARequest(f"d{number}", number, "/none")
+
+        with manager.dummy_lora_cache():
+            for number in range(len(manager.list_adapters()) + 1, registered + 1):
+                manager.add_dummy_lora(request(number), rank=8)
+        requests = {request(number) for number in range(1, in_batch + 1)}
+        rows = np.arange(1, in_batch + 1, dtype=np.int32)
+        mappings = [
+            LoRAMapping(
+                tuple(np.roll(rows, turn).repeat(256 // in_batch)),
+                tuple(np.roll(rows, turn)),
+                is_prefill=True,
+            )
+            for turn in range(2)
+        ]
+
+        def timed(turn: int) -> float:
+            began = time.perf_counter()
+            manager.set_active_adapters(requests, mappings[turn])
+            return time.perf_counter() - began
+
+        timed(0)
+        return {
+            "steady_s": [timed(0) for _ in range(calls)],
+            "changed_s": [timed((call + 1) % 2) for call in range(calls)],
+        }
+
     def facts(self) -> Any:
         """Says what runs here."""
         import torch
 
         config = self._engine.vllm_config
-        core: Any = self._engine.engine_core
-        worker = core.engine_core.model_executor.driver_worker.worker
-        manager = getattr(worker.model_runner, "lora_manager", None)
+        manager = getattr(self._worker().model_runner, "lora_manager", None)
         wrapper = None
         if manager is not None:
             wrappers = manager._adapter_manager.punica_wrapper_mapping.values()
@@ -130,6 +169,10 @@ class Child:
             "wrapper": wrapper,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+    def _worker(self) -> Any:
+        core: Any = self._engine.engine_core
+        return core.engine_core.model_executor.driver_worker.worker
 
     def _add(self, prompts: list[list[int]], adapters: list[int | None], tokens: int) -> list[str]:
         from vllm import SamplingParams
