@@ -32,7 +32,7 @@ from examples.tinyworld.bases import ROOT
 TAKES_ARGUMENTS = True
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "transfer"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-CURVE_SAMPLES = (16, 32, 64, 125)
+CURVE_SAMPLES = (16, 32, 64)
 CURVE_TASKS = (
     "northwind/summer-bookings",
     "villa/attic-cellar",

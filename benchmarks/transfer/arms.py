@@ -124,6 +124,7 @@ def _variant(name: str, base: Recipe = LOREBASE, **changes: Any) -> Arm:
 
 
 CONFIDENT = Selection(by="confidence", samples=0.5)
+WRITTEN_BY_NEXT = replace(TITOK, writer="next-base", draw=DrawSettings())
 _SOFT = {"soft_share": 0.5}
 
 STUDIES: dict[str, Arm] = {
@@ -149,6 +150,10 @@ STUDIES: dict[str, Arm] = {
             _variant(f"titok-{epochs}-{rate:g}", TITOK, training=_grid(epochs, rate))
             for epochs in (2, 8, 20)
             for rate in (2.5e-3, 5e-3)
+        ),
+        *(
+            _variant(f"titok-next-{epochs}", WRITTEN_BY_NEXT, training=_grid(epochs, 5e-3))
+            for epochs in (2, 8, 20)
         ),
         _variant("trans-lora-2.5e-3", TRANS_LORA, training={"learning_rate": 2.5e-3}),
     )

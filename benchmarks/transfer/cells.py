@@ -41,8 +41,14 @@ class Cell:
 
 def cell_key(world: World, revisions: dict[str, str], cell: Cell, arm: Arm) -> str:
     """Returns a digest of all that decides the cell's row."""
-    stage = stage_key(world, revisions, world.tasks[cell.task], cell.seed)
-    return digest_of(stage, revisions[world.next_id], arm.tuned(world).identity(), cell.samples)
+    task = world.tasks[cell.task]
+    return digest_of(
+        stage_key(world, revisions, task, cell.seed),
+        [asdict(one) for one in task.test],
+        revisions[world.next_id],
+        arm.tuned(world).identity(),
+        cell.samples,
+    )
 
 
 def run_cell(stage: Stage, arm: Arm, samples: int) -> Row:

@@ -100,6 +100,7 @@ def summarise(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
             for arm in ARMS
             if any(arm in arms for arms in table.values())
         },
+        "cpu_s_by_samples": _by_samples(rows, "lorebase"),
         "shared_work_gain": _rounded(shared_gain(rows)),
     }
 
@@ -121,6 +122,18 @@ def _cpu(row: Row) -> float:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def _by_samples(rows: Sequence[Row], arm: str) -> dict[str, float | None]:
+    """Returns an arm's mean CPU seconds by number of samples, over the tasks that have all."""
+    counts = sorted({row["samples"] for row in rows if row["arm"] == arm})
+    by_count = {n: [r for r in rows if r["arm"] == arm and r["samples"] == n] for n in counts}
+    tasks = [{row["task"] for row in some} for some in by_count.values()]
+    common = set.intersection(*tasks) if tasks else set()
+    return {
+        str(n): _rounded(mean_of([r for r in some if r["task"] in common], _cpu))
+        for n, some in by_count.items()
+    }
 
 
 def shared_gain(rows: Sequence[Row]) -> float | None:

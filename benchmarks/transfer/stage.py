@@ -205,7 +205,7 @@ class Stage:
 def stage_key(world: World, revisions: dict[str, str], task: TransferTask, seed: int) -> str:
     """Returns the name of a stage's folder: a digest of all that decides its content.
 
-    The next base has no part in it: a new one needs no new source adapters.
+    Neither the next base nor the test inputs have a part in it.
     """
     return digest_of(
         GENERATION,
@@ -214,7 +214,7 @@ def stage_key(world: World, revisions: dict[str, str], task: TransferTask, seed:
         asdict(world.source_training),
         task.name,
         task.dataset_name,
-        [asdict(one) for one in (*task.real, *task.test)],
+        [asdict(one) for one in task.real],
         asdict(task.lora),
         asdict(KitRecipe()),
         seed,

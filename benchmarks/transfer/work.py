@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from lorebase.transfer.ports import ModelSpec
 
 from .arms import ARMS, STUDIES, Arm
 from .cells import Cell, Row, Shelf, cell_key, run_cell
-from .stage import Bases, Stage
+from .stage import Bases, Stage, digest_of
 from .world import World
 
 CHECKED = 12
@@ -113,10 +113,10 @@ def check(stage: Stage) -> list[str]:
 
     Its result is kept with the stage.
     """
-    passed = stage.folder / "checked"
+    task, world = stage.task, stage.bases.world
+    passed = stage.folder / f"checked-{digest_of([asdict(one) for one in task.test])}"
     if passed.is_file():
         return []
-    task, world = stage.task, stage.bases.world
     where = f"{task.name}, seed {stage.seed}"
     shared = {one.input for one in task.real} & {one.input for one in task.test}
     if shared:

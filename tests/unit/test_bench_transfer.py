@@ -145,6 +145,7 @@ def test_the_summary_names_the_promised_figures() -> None:
     assert summary["false_promotions"] == 0
     assert summary["hop2_loss_points"] is None
     assert summary["shared_work_gain"] == 2.0
+    assert summary["cpu_s_by_samples"] == {"250": 60.0}
     json.dumps(summary)
 
 
