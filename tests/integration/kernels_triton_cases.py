@@ -23,6 +23,10 @@ INTERPRETED = bool(linear.INTERPRETED.value)
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 
+# The interpreter of triton 3.6 itself.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
+)
 torch.set_num_threads(1)
 DEVICE = "cpu" if INTERPRETED else "cuda"
 SMALL_SPLIT = (

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 import torch
-import triton
 
 from .config import Expand, Fused, Shrink, arch_of, table
 from .expand import lora_expand
@@ -152,16 +152,21 @@ def lookup(call: Call) -> Fused | tuple[Shrink, Expand]:
     return row.kernels
 
 
+def _on(kernel: Any, grid: tuple[int, int, int]) -> Any:
+    """A kernel ready to be launched; its launch options are no parameters a type checker knows."""
+    return kernel[grid]
+
+
 def _launch_fused(call: Call, config: Fused) -> None:
     if call.max_rank > config.block_r:
         raise ValueError(f"got max_rank={call.max_rank} for {config}; expected at most block_r")
     columns = config.block_n * config.steps_n
     grid = (
         call.tiles_bound,
-        triton.cdiv(max(call.slice_sizes), columns),
+        -(-max(call.slice_sizes) // columns),
         len(call.slice_sizes),
     )
-    lora_fused[grid](
+    _on(lora_fused, grid)(
         call.x_TK,
         call.weights,
         call.a_offsets,
@@ -192,7 +197,7 @@ def _launch_split(call: Call, shrink: Shrink, expand: Expand) -> None:
     h = torch.empty(
         (shrink.split_k, slices, tokens, h_ranks), dtype=torch.float32, device=call.x_TK.device
     )
-    lora_shrink[(call.tiles_bound, shrink.split_k, slices)](
+    _on(lora_shrink, (call.tiles_bound, shrink.split_k, slices))(
         call.x_TK,
         call.weights,
         call.a_offsets,
@@ -211,8 +216,8 @@ def _launch_split(call: Call, shrink: Shrink, expand: Expand) -> None:
         num_warps=shrink.warps,
         num_stages=shrink.stages,
     )
-    widest = triton.cdiv(max(call.slice_sizes), expand.block_n)
-    lora_expand[(call.tiles_bound, widest, slices)](
+    widest = -(-max(call.slice_sizes) // expand.block_n)
+    _on(lora_expand, (call.tiles_bound, widest, slices))(
         h,
         call.weights,
         call.b_offsets,
