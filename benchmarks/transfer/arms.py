@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorebase.transfer.distill import ALL_LINEAR
@@ -17,7 +17,7 @@ from lorebase.transfer.recipes import (
 )
 from lorebase.transfer.synthesis import DrawSettings, FilterPolicy
 
-from .world import World
+from .world import World, plain
 
 Data = Literal["none", "seeds", "random", "synthetic", "real"]
 SAMPLES = 250
@@ -51,22 +51,9 @@ class Arm:
 
         Options at their defaults are left out, so that one that is added changes no key.
         """
-        told: dict[str, Any] = _unusual(self)
+        told: dict[str, Any] = plain(self)
         told.pop("label")
         return told
-
-
-def _unusual(value: Any) -> Any:
-    """Returns a dataclass as plain data without the fields that are at their defaults."""
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    found = {}
-    for one in fields(value):
-        held = getattr(value, one.name)
-        usual = one.default if one.default_factory is MISSING else one.default_factory()
-        if held != usual:
-            found[one.name] = _unusual(held)
-    return found
 
 
 NO_FILTER = FilterPolicy(discriminator=False)

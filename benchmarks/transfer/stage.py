@@ -26,7 +26,7 @@ from lorebase.transfer.recipes.models import Teacher, load_teacher
 from lorebase.transfer.recipes.run import Cast
 
 from .metered import MeteredGenerator
-from .world import TransferTask, World
+from .world import TransferTask, World, plain
 
 GENERATION = 1
 """Raise when code, or a default that keys leave out, changes what cells come to: older cells would
@@ -210,12 +210,11 @@ def stage_key(world: World, revisions: dict[str, str], task: TransferTask, seed:
     return digest_of(
         GENERATION,
         revisions[world.source_id],
-        asdict(world.format),
-        asdict(world.source_training),
+        plain(world.format),
+        plain(world.source_training),
         task.name,
         task.dataset_name,
         [asdict(one) for one in task.real],
-        asdict(task.lora),
-        asdict(KitRecipe()),
+        plain(task.lora),
         seed,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,22 @@ class World:
     def next_id(self) -> str:
         """Name of the next base."""
         return f"{self.name}-next"
+
+
+def plain(value: Any) -> Any:
+    """Returns a dataclass as plain data without the fields that are at their defaults.
+
+    So an option that is added, and not used, changes no key that is made of it.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {}
+    for one in fields(value):
+        held = getattr(value, one.name)
+        usual = one.default if one.default_factory is MISSING else one.default_factory()
+        if held != usual:
+            found[one.name] = plain(held)
+    return found
 
 
 def tinyworld(root: Path) -> World:

@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -59,9 +60,19 @@ def is_current(task: Task, revision: str) -> bool:
         return False
     # Through JSON, as the kit's own copy went: tuples become lists.
     recipe = json.loads(json.dumps(asdict(RECIPE)))
-    wanted = (revision, data_fingerprint(training_examples(task)), recipe, seed_of(task))
-    found = tuple(made.get(key) for key in ("base_revision", "data_sha256", "recipe", "seed"))
-    return found == wanted
+    wanted = (revision, data_fingerprint(training_examples(task)), seed_of(task))
+    found = tuple(made.get(key) for key in ("base_revision", "data_sha256", "seed"))
+    return found == wanted and _completed(made.get("recipe", {}), recipe) == recipe
+
+
+def _completed(made: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """Returns a kit's recipe with the options that came later, which it was made without."""
+    return {
+        name: _completed(made[name], value)
+        if isinstance(value, dict) and name in made
+        else made.get(name, value)
+        for name, value in usual.items()
+    }
 
 
 def summary(kit: TransferKit) -> str:

@@ -52,6 +52,27 @@ async def test_synthesis_ends_with_fewer_inputs_at_the_cap_and_says_so() -> None
     assert not result.stats["complete"]
 
 
+async def test_synthesis_ends_when_hardly_anything_new_comes() -> None:
+    """The base knows forty inputs; six samples for each of 400 wanted would be 2,400."""
+    script = Script(lambda _, n: done(f"one of few: {'abcdefghij'[n % 10] * (n % 4 + 1)}"))
+    result = await synthesize(script, MODEL, KIT, count=400, seed=1)
+    assert result.stats["dry"]
+    assert len(result.inputs) == 20
+    assert script.count < 500
+    stubborn = DrawSettings(least_yield=0.0)
+    script = Script(lambda _, n: done("always the same"))
+    result = await synthesize(script, MODEL, KIT, count=100, seed=1, settings=stubborn)
+    assert (script.count, result.stats["dry"]) == (600, False)
+
+
+async def test_a_slow_flow_of_new_inputs_is_not_dry() -> None:
+    script = Script(lambda _, n: done(f"number {n // 20}"))
+    result = await synthesize(script, MODEL, KIT, count=100, seed=1)
+    assert script.count == 600
+    assert len(result.inputs) == 30
+    assert not result.stats["dry"]
+
+
 async def test_synthesis_of_nothing_asks_nothing() -> None:
     script = Script(lambda _, n: done("x"))
     result = await synthesize(script, MODEL, KIT, count=0, seed=1)

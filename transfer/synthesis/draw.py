@@ -27,6 +27,11 @@ class DrawSettings:
     """Hard cap: at most this many samples for each input wanted."""
     min_draws: int = 64
     """The cap is never lower than this."""
+    dry_draws: int = 256
+    """Samples over which the yield is watched."""
+    least_yield: float = 0.02
+    """When a smaller share of the latest `dry_draws` samples was new and fit, drawing ends: the
+    base has written all it will, or can't write such inputs. 0 draws up to the cap."""
     distinct_orders: int = 32
     """Orders of the seeds in use. Samples that share an order share the cost of its prompt."""
 
@@ -37,7 +42,7 @@ class SynthesisResult:
 
     inputs: list[str]
     stats: dict[str, Any]
-    """wanted, drawn, accepted, acceptance_rate, complete and the dropped ones by cause."""
+    """wanted, drawn, accepted, acceptance_rate, complete, dry and the dropped ones by cause."""
 
 
 def seed_orders(seeds: Sequence[Example], count: int, seed: int) -> list[tuple[Example, ...]]:
@@ -83,8 +88,8 @@ async def draw_inputs(
         model: The base that writes.
         format: Wording of the prompt.
         seeds: Real examples to go on from.
-        count: Inputs wanted. Fewer come back when the cap on samples is reached first; the
-            statistics then say `complete: False`.
+        count: Inputs wanted. Fewer come back when the cap on samples is reached first, or nothing
+            new comes any more; the statistics then say `complete: False` and `dry`.
         seed: Fixes the seeds' orders and the sampling.
         max_input_chars: Longer inputs are dropped.
         max_input_tokens: Budget of a sample; what is unfinished then is dropped.
@@ -106,8 +111,9 @@ async def draw_inputs(
     inputs: list[str] = []
     dropped: Counter[str] = Counter()
     drawn = 0
+    fit = [(0, 0)]
     cap = max(settings.min_draws, int(settings.max_draw_factor * count)) if count else 0
-    while len(inputs) < count and drawn < cap:
+    while len(inputs) < count and drawn < cap and not _is_dry(fit, settings):
         checkpoint(len(inputs) / count)
         size = _batch_size(settings, count - len(inputs), drawn, len(inputs), cap)
         completions = await generator.complete(
@@ -130,10 +136,26 @@ async def draw_inputs(
                 inputs.append(text)
             else:
                 dropped["surplus"] += 1
+        fit.append((drawn, len(inputs)))
     checkpoint(1.0)
-    return SynthesisResult(
-        inputs=inputs, stats=_statistics(count, drawn, len(inputs), len(orders), dropped)
-    )
+    stats = _statistics(count, drawn, len(inputs), len(orders), dropped)
+    stats["dry"] = len(inputs) < count and _is_dry(fit, settings)
+    return SynthesisResult(inputs=inputs, stats=stats)
+
+
+def _is_dry(fit: Sequence[tuple[int, int]], settings: DrawSettings) -> bool:
+    """Tells whether the latest samples were hardly ever new and fit.
+
+    Args:
+        fit: (samples drawn, inputs accepted) after each batch, from (0, 0) on.
+        settings: what "latest" and "hardly ever" mean.
+    """
+    drawn, accepted = fit[-1]
+    before = [one for one in fit if drawn - one[0] >= settings.dry_draws]
+    if not before:
+        return False
+    since, had = before[-1]
+    return accepted - had < settings.least_yield * (drawn - since)
 
 
 def _batch_size(settings: DrawSettings, missing: int, drawn: int, accepted: int, cap: int) -> int:
