@@ -43,6 +43,51 @@ async def test_waiters_are_served_in_order_as_capacity_comes() -> None:
     assert table.granted("train") == table.waiting("train") == 0
 
 
+async def test_the_task_that_came_first_goes_first_each_time_it_asks() -> None:
+    table, order, gate = LeaseTable(), [], asyncio.Event()
+    table.set_capacity(grant(1))
+    async with table.lease("train", "first/label"):
+        second = hold(table, order, "second/label", gate)
+        third = hold(table, order, "third/label", gate)
+        await settle()
+        first = hold(table, order, "first/distill", gate)
+        await settle()
+    gate.set()
+    await asyncio.gather(first, second, third)
+    assert order == ["first/distill", "second/label", "third/label"]
+
+
+async def test_a_newcomer_of_a_senior_task_takes_no_lease_that_is_held() -> None:
+    table = LeaseTable()
+    table.set_capacity(grant(1))
+    async with table.lease("train", "first/label"):
+        pass
+    async with table.lease("train", "second/label") as held:
+        order: list[str] = []
+        task = hold(table, order, "first/distill", asyncio.Event())
+        await settle()
+        assert held.granted
+        assert order == []
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_task_that_ended_and_comes_again_is_the_youngest() -> None:
+    table, order, gate = LeaseTable(), [], asyncio.Event()
+    gate.set()
+    for name in ("first/label", "second/label"):
+        task = hold(table, order, name, gate)
+        table.set_capacity(grant(1))
+        await task
+    table.end("first")
+    table.set_capacity(grant(0))
+    tasks = [hold(table, order, name, gate) for name in ("first/again", "second/distill")]
+    await settle()
+    table.set_capacity(grant(1))
+    await asyncio.gather(*tasks)
+    assert order[2:] == ["second/distill", "first/again"]
+
+
 async def test_shrinking_revokes_the_youngest_and_growing_gives_it_back() -> None:
     table = LeaseTable()
     table.set_capacity(grant(2))

@@ -1,4 +1,8 @@
-"""Leases: bounded, revocable grants of background capacity, first come first served."""
+"""Leases: bounded, revocable grants of background capacity.
+
+The task that came first goes first, whenever it asks: three tasks that take turns would all reach
+their training late, and the first swap would come with the last.
+"""
 
 import asyncio
 import itertools
@@ -17,12 +21,16 @@ MAX_LEASES = 1024
 
 
 class Lease:
-    """One task's share. Granted and revoked by its `LeaseTable`; the holder asks and waits."""
+    """One task's share. Granted and revoked by its `LeaseTable`; the holder asks and waits.
+
+    Holders of one task have names that begin alike: `task/...`.
+    """
 
     def __init__(self, number: int, kind: LeaseKind, holder: str) -> None:
         self.number = number
         self.kind = kind
         self.holder = holder
+        self.task = holder.partition("/")[0]
         self._granted = asyncio.Event()
 
     @property
@@ -43,7 +51,7 @@ class Lease:
 
 
 class LeaseTable:
-    """Hands out capacity. When it shrinks, the youngest leases are revoked first.
+    """Hands out capacity. When it shrinks, leases of the youngest task are revoked first.
 
     Args:
         on_change: called with the kind and +1 (granted) or -1 (revoked or released), for metrics.
@@ -53,6 +61,7 @@ class LeaseTable:
         self._capacity = NOTHING
         self._leases: dict[LeaseKind, dict[int, Lease]] = {"train": {}, "generate": {}}
         self._numbers = itertools.count(1)
+        self._seniority: dict[str, int] = {}
         self._on_change = on_change or (lambda kind, change: None)
 
     @property
@@ -96,6 +105,7 @@ class LeaseTable:
             )
         lease = Lease(next(self._numbers), kind, holder)
         queue[lease.number] = lease
+        self._seniority.setdefault(lease.task, lease.number)
         self._assign(kind)
         try:
             await lease.wait()
@@ -107,11 +117,20 @@ class LeaseTable:
                 self._on_change(kind, -1)
             self._assign(kind)
 
+    def end(self, task: str) -> None:
+        """Forgets when a task came; one that comes again is the youngest."""
+        self._seniority.pop(task, None)
+
     def _assign(self, kind: LeaseKind) -> None:
         limit = self._capacity.workers if kind == "train" else self._capacity.batches
-        # Numbers grow and dicts keep order: the oldest come first, so work once begun ends first.
-        for position, lease in enumerate(self._leases[kind].values()):
+        # Who holds one keeps it against newcomers: a batch or a training that began should end.
+        queue = sorted(self._leases[kind].values(), key=self._rank)
+        for position, lease in enumerate(queue):
             wanted = position < limit
             if wanted != lease.granted:
                 lease.set(wanted)
                 self._on_change(kind, 1 if wanted else -1)
+
+    def _rank(self, lease: Lease) -> tuple[bool, int, int]:
+        senior = self._seniority.get(lease.task, lease.number)
+        return (not lease.granted, senior, lease.number)

@@ -133,6 +133,8 @@ class UpgradeController:
             except Exception as error:
                 # The catalog could not be written, for example; the next round spawns it again.
                 _log.exception("migrator_died", adapter=migration.adapter, error=repr(error))
+            finally:
+                self._deps.governor.leases.end(migration.id)
         self.poke()
 
     def _start_engine(self, upgrade: Upgrade) -> None:
