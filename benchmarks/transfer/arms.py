@@ -129,6 +129,7 @@ STUDIES: dict[str, Arm] = {
         _variant("soft-hot", training={"soft_share": 0.5, "soft_temperature": 10.0}),
         _variant("on-policy", on_policy=OnPolicy()),
         _variant("on-policy-hard", on_policy=OnPolicy(soft_share=0.0)),
+        _variant("eva", lora=LoraChoice(initialisation="eva")),
         _variant("cool", draw=DrawSettings(temperature=0.8)),
         _variant("half-rate", training={"learning_rate": 2.5e-3}),
         _variant("twice-the-steps", training={"steps": 240}),

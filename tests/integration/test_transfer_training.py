@@ -174,6 +174,24 @@ def test_adapters_of_bases_in_bfloat16_are_trained_in_float32(
     assert not any(rounded)
 
 
+def test_eva_starts_from_the_activations_and_writes_an_ordinary_adapter(
+    base: tuple[Any, Any], base_dir: Path, tmp_path: Path
+) -> None:
+    lora = replace(LORA, initialisation="eva")
+    start = replace(RECIPE, steps=1, learning_rate=1e-9)
+    for name in ("a", "b"):
+        train(base, tmp_path / name, lora=lora, recipe=start)
+    first, second = (tmp_path / name / "adapter_model.safetensors" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    rows = [w for name, w in load_file(first).items() if "lora_A" in name]
+    assert all(torch.allclose(w @ w.T, torch.eye(4), atol=1e-3) for w in rows), "orthonormal"
+    check_adapter(tmp_path / "a", base_shapes(base_dir), AdapterLimits())
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["init_lora_weights"], config["eva_config"]) == (True, None)
+    summary = train(base, tmp_path / "c", lora=lora)
+    assert summary.last_loss < 0.6 * summary.first_loss
+
+
 def test_only_answers_count_and_padding_does_not(base: tuple[Any, Any]) -> None:
     model, tokenizer = base
     pairs = [("Input: a\nOutput:", " yes\n"), ("Input: a longer one\nOutput:", " no\n")]

@@ -20,6 +20,8 @@ class LoraSettings:
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Names of modules, or `("all-linear",)`."""
     dropout: float = 0.0
+    initialisation: Literal["random", "eva"] = "random"
+    """`eva` starts from the directions in which the training inputs' activations vary most."""
 
     def __post_init__(self) -> None:
         """Checks the bounds."""

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 
 from lorebase.serving.errors import InvalidArgumentError
 
 from ..ports import Checkpoint, no_checkpoint
+from .attach import attach, detach
 from .batches import TokenPair, encode_pairs, plan_batches
 from .collate import IGNORED, collate, collate_signals
 from .files import ResumePoint, load_weights, save_adapter
 from .losses import chunk_loss, weighted_cross_entropy
-from .settings import ALL_LINEAR, DistillRecipe, LoraSettings
+from .settings import DistillRecipe, LoraSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def train_tokens(
         steps=total,
         seed=recipe.seed,
     )
-    adapted = _attach(model, lora, recipe.seed, base_id)
+    adapted = attach(model, lora, examples, seed=recipe.seed, base_id=base_id)
     try:
         start = load_weights(adapted, start_from) if start_from else ""
         resume = ResumePoint(out_dir, identity=(lora, recipe, base_id, start, examples))
@@ -129,7 +129,7 @@ def train_tokens(
         save_adapter(adapted, out_dir, dtype=getattr(torch, recipe.weights_dtype))
         resume.clear()
     finally:
-        _detach(adapted, model)
+        detach(adapted, model)
     return summary
 
 
@@ -218,42 +218,6 @@ def _answer_loss(
         )
         loss = loss + recipe.soft_share * soft
     return loss
-
-
-def _attach(model: Any, lora: LoraSettings, seed: int, base_id: str) -> Any:
-    """Puts a fresh LoRA on the model; the initial weights depend on the seed alone."""
-    all_linear = lora.target_modules == ALL_LINEAR
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        # PEFT declares an integer and takes any number; whole ones are written as integers.
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules="all-linear" if all_linear else list(lora.target_modules),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            # By default PEFT trains in float32 on bases in bfloat16, whose steps would round away.
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise InvalidArgumentError(
-                f"can't put a LoRA on {', '.join(lora.target_modules)} of "
-                f"{type(model).__name__}: {error}",
-                reason="TARGET_MODULES",
-            ) from error
-    config.base_model_name_or_path = base_id
-    return adapted
-
-
-def _detach(adapted: Any, model: Any) -> None:
-    """Takes the LoRA off again and leaves the base as it was, frozen."""
-    adapted.unload()
-    # PEFT leaves its mark behind and would warn that the model is adapted already.
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    model.requires_grad_(False)
-    model.eval()
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:

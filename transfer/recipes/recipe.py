@@ -65,6 +65,8 @@ class LoraChoice:
     alpha_per_rank: float | None = None
     """None takes the source's alpha."""
     dropout: float = 0.0
+    initialisation: Literal["random", "eva"] = "random"
+    """See LoraSettings."""
 
     def settings(
         self, *, rank: int, alpha: float, source_modules: Collection[str], base: Collection[str]
@@ -83,6 +85,7 @@ class LoraChoice:
             alpha=alpha if self.alpha_per_rank is None else self.alpha_per_rank * rank,
             target_modules=wanted if wanted == ALL_LINEAR else present_modules(wanted, base),
             dropout=self.dropout,
+            initialisation=self.initialisation,
         )
 
 
