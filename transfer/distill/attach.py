@@ -43,8 +43,9 @@ def attach(
         target_modules="all-linear"
         if lora.target_modules == ALL_LINEAR
         else list(lora.target_modules),
+        init_lora_weights="eva" if eva else True,
         # rho = 1 keeps every module at the rank that was asked for.
-        **({"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)} if eva else {}),
+        eva_config=EvaConfig(rho=1.0) if eva else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
