@@ -18,6 +18,11 @@ from .hostmem import host_tensor
 from .reference import SliceWeights
 
 ALIGNMENT_BYTES = 64
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Types of weights, by the numbers that kernels know them by."""
+_NARROWEST = 2
+"""Bytes. A packed adapter's blocks are aligned as if its weights were so narrow, so that they lie
+alike in a buffer of a wider type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +79,7 @@ class Block:
 
 
 def block_of(layer: PoolLayer, ranks: Sequence[int], itemsize: int, start: int = 0) -> Block:
-    """Lays one layer's weights out from `start`, which must be on a 64-byte unit."""
+    """Lays one layer's weights out from `start`, which must be on a unit of 64 bytes."""
     unit = ALIGNMENT_BYTES // itemsize
     a_offsets, b_offsets, elements = [], [], 0
     for size, rank in zip(layer.slice_sizes, ranks, strict=True):
@@ -176,7 +181,7 @@ def pack(
         layers: A pool's.
         weights: By layer index, one entry per slice. A slice whose B is all zero adapts nothing
             and is left out.
-        dtype: The pool's.
+        dtype: The pool's, or 16 bits for a pool of float32.
         pinned: Whether the memory is to be read by an accelerator.
 
     Raises:
@@ -190,7 +195,7 @@ def pack(
         ranks = ranks_of(layers[index], pairs)
         if any(ranks):
             kept[index] = pairs
-            blocks[index] = block_of(layers[index], ranks, dtype.itemsize, elements)
+            blocks[index] = block_of(layers[index], ranks, _NARROWEST, elements)
             elements += blocks[index].elements
     data = host_tensor(elements, dtype, pinned=pinned)
     for index, pairs in kept.items():

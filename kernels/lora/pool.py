@@ -2,15 +2,14 @@
 
 For each (layer, slot, slice) two int64 element offsets, counted from the pool's buffer, and an
 int32 rank say where A and B lie (`layout.py`). The tables have fixed addresses, so captured graphs
-survive adapters coming and going. Weights come in two ways:
+survive adapters coming and going.
 
     put      copies one layer's weights into the buffer, which a byte budget bounds
     assign   gives a slot a whole packed adapter. A pool made with `points` copies nothing: on a
              CPU the kernels read any memory, so the slot's offsets simply lead to the adapter's
              own, wherever that is. Other pools copy it into the buffer.
 
-Which adapter is in which slot, and who has to leave when memory is short, is the owner's business
-(in vLLM its LRU's), not the pool's.
+Which adapter is where, and who leaves when memory is short, is the owner's business.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ import torch
 
 from . import layout
 from .extents import Extents
-from .layout import ALIGNMENT_BYTES, Block, PackedAdapter, TableRows, block_of, ranks_of
+from .layout import ALIGNMENT_BYTES, TYPES, Block, PackedAdapter, TableRows, block_of, ranks_of
 from .layout import PoolLayer as PoolLayer
 from .reference import SliceWeights
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = tuple(TYPES)
 
 
 class PoolFullError(RuntimeError):
@@ -78,23 +77,22 @@ class AdapterPool:
             points: Whether assigned adapters stay where they are; on a CPU only.
 
         Raises:
-            ValueError: No slots, a negative budget, a dtype that no kernel takes, or a pool on
-                another device than the CPU that points.
+            ValueError: Any of these is out of range.
         """
-        if slots < 1 or budget_bytes < 0 or dtype not in DTYPES:
+        elsewhere = points and torch.device(device).type != "cpu"
+        if slots < 1 or budget_bytes < 0 or dtype not in DTYPES or elsewhere:
             raise ValueError(
-                f"got slots={slots}, budget_bytes={budget_bytes}, dtype={dtype}; expected at least "
-                f"1 slot, 0 bytes, one of {', '.join(map(str, DTYPES))}"
+                f"got slots={slots}, budget_bytes={budget_bytes}, {dtype}, points={points} on "
+                f"{device}; expected 1 slot or more, 0 bytes or more, {DTYPES}, points on the CPU"
             )
         self.slots, self.dtype, self.device = slots, dtype, torch.device(device)
-        if points and self.device.type != "cpu":
-            raise ValueError(f"got a pool on {self.device} that points; expected the CPU")
         self.max_rank, self._points = max_rank, points
         self._unit = ALIGNMENT_BYTES // dtype.itemsize
         self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
-        # Never without an address, from which offsets are counted.
-        elements = max(1, self._extents.capacity) * self._unit
+        elements = max(1, self._extents.capacity) * self._unit  # never without an address
         self.buffer = torch.empty(elements, dtype=dtype, device=self.device)
+        # Of each slot's weights: a packed adapter may have 16 bits where the pool has 32.
+        self.types = torch.full((slots,), TYPES[dtype], dtype=torch.int32, device=self.device)
         self.layers: list[PoolLayer] = []
         self._residents: dict[tuple[int, int], _Resident] = {}
         self._rows: list[TableRows] = []
@@ -107,7 +105,7 @@ class AdapterPool:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that adapters occupy, alignment included."""
+        """Bytes that adapters occupy in the buffer."""
         return (self._extents.capacity - self._extents.free) * ALIGNMENT_BYTES
 
     def add_layer(self, in_features: int, slice_sizes: Sequence[int]) -> PoolLayer:
@@ -157,6 +155,8 @@ class AdapterPool:
         self._check_slot(slot)
         ranks = ranks_of(layer, weights)
         self._check_rank(max(ranks))
+        if self._points:
+            raise ValueError("got weights for a pool that points; expected a packed adapter")
         self.clear(layer, slot)
         if not any(ranks):
             return
@@ -168,14 +168,16 @@ class AdapterPool:
         """Gives a slot a packed adapter, in all layers, in the place of what was there.
 
         Raises:
-            ValueError: No such slot, or the adapter is of another dtype or too large a rank.
+            ValueError: No such slot, too large a rank, or a dtype that is neither the pool's nor
+                fits into its float32.
             PoolFullError: Not enough free bytes. The slot is empty then: never half an adapter.
         """
         self._check_slot(slot)
         self._check_rank(adapter.max_rank)
-        if adapter.data.dtype != self.dtype:
+        if adapter.data.dtype != self.dtype and self.dtype != torch.float32:
             raise ValueError(f"got an adapter of {adapter.data.dtype}; expected {self.dtype}")
         self.unassign(slot)
+        self.types[slot] = TYPES[adapter.data.dtype if self._points else self.dtype]
         try:
             for index, block in adapter.blocks.items():
                 resident = _Resident(adapter.data, block)
@@ -289,7 +291,7 @@ class AdapterPool:
         if resident.memory is not self.buffer:
             # Counted from the buffer like all others, though it lies outside of it.
             away = resident.memory.data_ptr() - self.buffer.data_ptr()
-            start += away // self.dtype.itemsize
+            start += away // resident.memory.dtype.itemsize
         self._rows[layer.index].write(
             slot,
             [start + a for a in block.a_offsets],

@@ -54,6 +54,7 @@ class PooledModelManager(LRUCacheLoRAModelManager):
             layers=self._weights.pool.layers,
             places=places_of(self._pooled, self.packed_modules),
             dtype=self._weights.dtype,
+            keeps_16_bits=self._weights.keeps_16_bits,
             name_mapper=None if mapper is None else mapper.get_rename_mapper(),
         )
         # The embedding, and layers that only vLLM's own classes cover.
@@ -185,6 +186,10 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
     def is_loading(self, adapter_id: int) -> bool:
         """Whether an announced adapter is still being read, so that adding it would wait."""
         return self._prefetcher.loading(adapter_id)
+
+    def bytes_of(self, adapter_id: int) -> int:
+        """Host memory that an added adapter takes."""
+        return packed_of(self._manager._registered_adapters[adapter_id]).nbytes
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
         """Brings an adapter into host memory; returns whether it is there.

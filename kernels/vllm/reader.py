@@ -11,8 +11,9 @@ wrong: tensor parallelism, adapted embeddings or lm_head, saved modules, unknown
 """
 
 import json
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class PlainReader:
         layers: Sequence[PoolLayer],
         places: Mapping[str, tuple[int, int]],
         dtype: torch.dtype,
+        keeps_16_bits: bool,
         name_mapper: Any,
     ) -> None:
         """Prepares.
@@ -57,10 +59,13 @@ class PlainReader:
         Args:
             layers: The pool's.
             places: Layer and slice of each module, by vLLM's name, that can be read plainly.
-            dtype: Of the packed weights.
+            dtype: Of the packed weights, in general.
+            keeps_16_bits: Whether an adapter may stay as narrow as it is in its file, where that
+                changes no weight.
             name_mapper: vLLM's mapper of names for this model, or None.
         """
         self._layers, self._places, self._dtype = layers, places, dtype
+        self._keeps_16_bits = keeps_16_bits
         self._name_mapper = name_mapper
         self._known: dict[str, _Place] = {}  # names of tensors that belong to the model
 
@@ -94,11 +99,22 @@ class PlainReader:
                 return None
             weights[index] = [(s[True], s[False]) if s else None for s in of_layer]
         try:
-            packed = pack(self._layers, weights, dtype=self._dtype)
+            dtype = self._stored({t.dtype for t in tensors.values()}, scalings.values())
+            packed = pack(self._layers, weights, dtype=dtype)
         except ValueError:  # shapes of another base
             return None
         _scale(packed, self._layers, scalings)
         return packed
+
+    def _stored(self, kinds: set[torch.dtype], scalings: Iterable[float]) -> torch.dtype:
+        """Returns the type in which an adapter's weights are exactly what they are in general.
+
+        A power of two only moves a bfloat16's exponent; float16 has too few of them.
+        """
+        exact = kinds == {torch.float16} and all(s == 1 for s in scalings)
+        if kinds == {torch.bfloat16}:
+            exact = all(s > 0 and math.frexp(s)[0] == 0.5 for s in scalings)
+        return kinds.pop() if exact and self._keeps_16_bits else self._dtype
 
     def _place(self, name: str) -> _Place | None:
         known = self._known.get(name)

@@ -51,6 +51,8 @@ class ModelWeights:
     ) -> None:
         self.dtype = dtype
         self._interpreted = options.kernels_on_cpu == "triton"
+        # The C++ kernel reads 16 bits under float32; a buffer has one type for all.
+        self.keeps_16_bits = dtype == torch.float32 and not options.pool_bytes
         self.pool = AdapterPool(
             slots=slots,
             budget_bytes=options.pool_bytes or 0,

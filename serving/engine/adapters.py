@@ -45,7 +45,7 @@ class AdapterStall:
     """Into a slot, for a step. 0 when it was announced only."""
 
 
-Load = Callable[[LoadedAdapter], Awaitable[None]]
+Load = Callable[[LoadedAdapter], Awaitable[int]]
 Unload = Callable[[LoadedAdapter], Awaitable[None]]
 Measure = Callable[[VersionRef], Awaitable[int]]
 MAX_PREFETCHES = 8
@@ -72,7 +72,8 @@ class AdapterRegistry:
         capacity: versions held at once, loading and leaving ones included.
         budget_bytes: memory of all of them together; None: only their number is bounded.
         measure: says how many bytes a version takes; called before it is loaded.
-        load: brings a version into the engine; raises if it does not fit.
+        load: brings a version into the engine and says how many bytes it takes there, at most
+            what was measured, or 0 if it does not know; raises if it does not fit.
         unload: takes it out again; must tolerate one that is not there.
         wait_s: seconds to wait for a place when every version held is in use.
     """
@@ -193,7 +194,7 @@ class AdapterRegistry:
             entry.bytes = await self._measure(entry.adapter.version)
             await self._take_place(entry)
             try:
-                await self._load(entry.adapter)
+                taken = await self._load(entry.adapter)
             except BaseException:
                 # A load that failed half way may have left something behind.
                 with suppress(Exception):
@@ -204,6 +205,10 @@ class AdapterRegistry:
             if self._entries.get(entry.adapter.version.id) is entry:
                 del self._entries[entry.adapter.version.id]
             raise
+        if 0 < taken < entry.bytes:
+            self._held_bytes -= entry.bytes - taken
+            entry.bytes = taken
+            self._changed.set()
         entry.loading = None
 
     async def _take_place(self, entry: _Entry) -> None:

@@ -224,7 +224,7 @@ class VllmEngine:
         except (OSError, LorebaseError):
             return 0  # loading it will say what is wrong
 
-    async def _load(self, adapter: LoadedAdapter) -> None:
+    async def _load(self, adapter: LoadedAdapter) -> int:
         version = adapter.version
         # Also for artifacts that were checked when they were imported: files may have gone
         # since, and a wrong shape would be copied into a larger slot without a word.
@@ -234,7 +234,7 @@ class VllmEngine:
                 # The worker reads while the files are checked here, and its steps go on.
                 names = (adapter.name, adapter.int_id, version.path)
                 await asyncio.gather(checking, self._driver.call_worker("prefetch_adapter", *names))
-                while not await self._driver.call_worker("add_adapter", *names):
+                while (taken := await self._driver.call_worker("add_adapter", *names)) is None:
                     await asyncio.sleep(_ASK_AGAIN_S)
         except LorebaseError:
             raise
@@ -254,6 +254,7 @@ class VllmEngine:
                 reason="ADAPTER_REFUSED",
             ) from error
         logger.info("loaded adapter version %s as %d", version.id, adapter.int_id)
+        return int(taken)
 
     async def _unload(self, adapter: LoadedAdapter) -> None:
         try:

@@ -27,18 +27,19 @@ class WorkerExtension:
         if prefetch is not None and (Path(path) / "adapter_model.safetensors").is_file():
             prefetch(LoRARequest(name, int_id, path))
 
-    def add_adapter(self, name: str, int_id: int, path: str) -> bool:
+    def add_adapter(self, name: str, int_id: int, path: str) -> int | None:
         """Adds an adapter, unless it is still being read: no step shall wait for that.
 
         Returns:
-            Whether it is there; otherwise ask again.
+            None: ask again. Otherwise it is there, and takes so many bytes; 0: nobody counted.
         """
         manager = self.model_runner.lora_manager
         is_loading = getattr(manager, "is_loading", None)
         if is_loading is not None and is_loading(int_id):
-            return False
+            return None
         manager.add_adapter(LoRARequest(name, int_id, path))
-        return True
+        bytes_of = getattr(manager, "bytes_of", None)
+        return 0 if bytes_of is None else int(bytes_of(int_id))
 
     def adapter_stalls(self) -> list[tuple[int, int, float, float]]:
         """Returns and forgets the fields of `adapters.AdapterStall`, oldest first."""

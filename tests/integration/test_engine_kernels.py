@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorebase.serving.engine import Sampling, complete_many
 from tests.integration.engine_world import (
@@ -30,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM and what it imports warn of each other
 ]
 
+CONFIG = "adapter_config.json"
 LONG = Sampling(max_tokens=60, ignore_eos=True)
 
 
@@ -91,9 +93,9 @@ async def test_plain_adapters_read_straight_equal_those_that_vllm_loads(
     manager = _manager(engines["lorebase"])
     special = tmp_path / "special"
     shutil.copytree(world.adapters[1], special)
-    config = json.loads((special / "adapter_config.json").read_text())
+    config = json.loads((special / CONFIG).read_text())
     config |= {"alpha_pattern": {"q_proj": 3, "layers.1.mlp.down_proj": 5}, "use_rslora": True}
-    (special / "adapter_config.json").write_text(json.dumps(config))
+    (special / CONFIG).write_text(json.dumps(config))
     for number, path in enumerate([*world.adapters, special], start=1):
         lora = LoRARequest(f"r{number}", 1000 + number, str(path))
         straight = packed_of(manager._prepared(lora))
@@ -103,12 +105,54 @@ async def test_plain_adapters_read_straight_equal_those_that_vllm_loads(
         expected = packed_of(parsed)
         ranks = {index: block.ranks for index, block in expected.blocks.items()}
         assert {index: block.ranks for index, block in straight.blocks.items()} == ranks
-        for layer in manager._manager._weights.pool.layers:
-            for got, wanted in zip(straight.read(layer), expected.read(layer), strict=True):
-                assert (got is None) == (wanted is None)
-                if got is not None and wanted is not None:
-                    assert torch.equal(got[0], wanted[0])
-                    assert torch.equal(got[1], wanted[1])
+        _check_equal(manager, straight, expected)
+
+
+def _check_equal(manager: Any, one: Any, other: Any) -> None:
+    """Both packed adapters hold the same numbers, whatever their types."""
+    for layer in manager._manager._weights.pool.layers:
+        for got, wanted in zip(one.read(layer), other.read(layer), strict=True):
+            assert (got is None) == (wanted is None)
+            if got is not None and wanted is not None:
+                assert torch.equal(got[0].float(), wanted[0].float())
+                assert torch.equal(got[1].float(), wanted[1].float())
+
+
+@pytest.mark.parametrize(
+    ("stored", "alpha", "kept"),
+    [
+        (torch.bfloat16, 16, torch.bfloat16),
+        (torch.bfloat16, 2, torch.bfloat16),
+        (torch.bfloat16, 12, torch.float32),  # 12 / 8 would round
+        (torch.float16, 8, torch.float16),
+        (torch.float16, 16, torch.float32),  # twice a float16 may be too much
+        (torch.float32, 8, torch.float32),
+    ],
+)
+async def test_an_adapter_stays_as_narrow_as_its_file_where_that_rounds_nothing(
+    engines: "dict[str, VllmEngine]",
+    world: World,
+    tmp_path: Path,
+    stored: torch.dtype,
+    alpha: int,
+    kept: torch.dtype,
+) -> None:
+    from vllm.lora.request import LoRARequest
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    from lorebase.kernels.vllm.registered import packed_of
+
+    manager = _manager(engines["lorebase"])
+    shutil.copytree(world.adapters[1], tmp_path / "a")
+    weights, config = (tmp_path / "a" / n for n in ("adapter_model.safetensors", CONFIG))
+    save_file({n: t.to(stored) for n, t in load_file(weights).items()}, weights)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": alpha}))
+    lora = LoRARequest("narrow", 999, str(tmp_path / "a"))
+    straight = packed_of(manager._prepared(lora))
+    assert straight.data.dtype == kept
+    parsed = WorkerLoRAManager._load_adapter(manager, lora)
+    manager._manager.prepare(parsed)
+    _check_equal(manager, straight, packed_of(parsed))
 
 
 @pytest.mark.parametrize("kernels", ["stock", "lorebase"])

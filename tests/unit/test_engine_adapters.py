@@ -26,8 +26,9 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fail: Callable[[LoadedAdapter], Exception | None] = lambda _: None
+        self.taken = 0
 
-    async def load(self, adapter: LoadedAdapter) -> None:
+    async def load(self, adapter: LoadedAdapter) -> int:
         self.loads.append(adapter.version.id)
         assert adapter.int_id not in self.held
         self.held[adapter.int_id] = adapter.version.id
@@ -35,6 +36,7 @@ class FakeEngine:
         await self.gate.wait()
         if (error := self.fail(adapter)) is not None:
             raise error
+        return self.taken
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         await asyncio.sleep(0)
@@ -246,6 +248,17 @@ async def test_a_version_larger_than_the_budget_is_refused_and_makes_nobody_leav
         await registry.ensure(version("huge-1"))
     assert engine.unloads == []
     assert registry.loaded == ("small-1",)
+
+
+async def test_a_version_that_takes_less_than_was_measured_leaves_room_for_others() -> None:
+    engine, registry = make_weighed()
+    engine.taken = 30
+    for number in (1, 2):  # of 60 bytes each, as it seems
+        await registry.ensure(version(f"big-{number}"))
+    assert registry.loaded == ("big-1", "big-2")
+    assert registry.held_bytes == 60
+    await registry.drop("big-1")
+    assert registry.held_bytes == 30
 
 
 async def test_a_failed_load_gives_its_bytes_back() -> None:

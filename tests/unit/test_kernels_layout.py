@@ -103,10 +103,7 @@ def test_an_adapter_that_does_not_fit_the_pool_is_refused() -> None:
     wide = pack([layer], {0: [(torch.ones(3, 8), torch.ones(4, 3))]}, dtype=torch.float32)
     with pytest.raises(ValueError, match="got rank 3; expected at most 2"):
         pool.assign(0, wide)
-    half = pack([layer], {0: [(torch.ones(1, 8), torch.ones(4, 1))]}, dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"float16; expected torch\.float32"):
-        pool.assign(0, half)
-    with pytest.raises(ValueError, match="expected the CPU"):
+    with pytest.raises(ValueError, match="points on the CPU"):
         AdapterPool(slots=1, budget_bytes=0, dtype=torch.float32, device="meta", points=True)
 
 
@@ -118,7 +115,7 @@ def test_slices_whose_b_is_zero_take_nothing() -> None:
         assert pair is not None
         pair[1].zero_()
     adapter = pack(pool.layers, weights, dtype=torch.float32)
-    assert adapter.nbytes == 2 * (24 + 16) * 4
+    assert adapter.nbytes == (64 + 32) * 4  # in blocks of 32
     assert list(adapter.blocks) == [0]
     assert adapter.max_rank == 2
 

@@ -10,7 +10,7 @@ extern "C" {
 enum LbDtype { LB_FP32 = 0, LB_BF16 = 1, LB_FP16 = 2 };
 enum LbIsa { LB_PORTABLE = 0, LB_AVX2 = 1, LB_AVX512 = 2 };
 
-// One layer's tables (see pool.py). Offsets count elements from `pool`.
+// One layer's tables (see pool.py). Offsets count elements, of the slot's own type, from `pool`.
 struct LbLayer {
   const void* pool;
   const int64_t* a_offsets;     // [slots, slices]
@@ -19,7 +19,8 @@ struct LbLayer {
   const int32_t* slice_starts;  // [slices + 1]
   int64_t in_features;
   int32_t slices;
-  int32_t dtype;
+  int32_t dtype;         // of x and y
+  const int32_t* types;  // [slots]: of A and B where dtype is LB_FP32; null: dtype everywhere
 };
 
 // One step's plan (see metadata.py).
@@ -30,7 +31,7 @@ struct LbStep {
 };
 
 // y[t, slice s] += B_s (A_s x_t) for every token in the plan's tiles, in place.
-// x and y have the pool's dtype, unit stride along features, row strides in elements.
+// x and y have the layer's dtype, unit stride along features, row strides in elements.
 // Returns 0, or -1 for an instruction set that this machine lacks, -2 when out of memory.
 LB_API int lb_linear(const LbLayer* layer, const LbStep* step, const void* x, int64_t x_stride,
                      void* y, int64_t y_stride, int threads, int isa);

@@ -69,6 +69,7 @@ class CpuLinear:
                 layer.in_features,
                 len(layer.slice_sizes),
                 DTYPES[pool.dtype],
+                pool.types.data_ptr(),
             )
         )
         self._step_tables = ctypes.byref(

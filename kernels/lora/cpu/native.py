@@ -6,10 +6,11 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch
+from ..layout import TYPES
 
 LIBRARY = "_grouped"
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = TYPES
+"""LbDtype of each type."""
 
 
 class Isa(IntEnum):
@@ -32,6 +33,7 @@ class LayerTables(ctypes.Structure):
         ("in_features", ctypes.c_int64),
         ("slices", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
+        ("types", ctypes.c_void_p),  # null where it is left out
     )
 
 

@@ -6,6 +6,9 @@
 //   shrink   h[t, j] = sum_k x[t, k] A[j, k]            K in vectors, one order for every token
 //   expand   y[t, n] += sum_j h[t, j] B[j, n]           j ascending, fp32, one rounding into y
 //
+// T is the type of x and y, W that of A and B: T itself, or 16 bits where T is float, which halves
+// the bytes that decoding is bound by and changes no sum.
+//
 // A token's sums never depend on which tokens share its tile: a mixed batch gives bit for bit
 // what the same request gives alone.
 #include <string.h>
@@ -19,6 +22,7 @@ struct Fp16 { uint16_t bits; };
 
 constexpr int kTokens = 4;   // tokens that share each loaded weight
 constexpr int kRanks = 3;    // rows of A at a time: 4 x 3 sums, 4 x, 1 A fill 16 registers
+constexpr int kLongRanks = 8;  // with one token: more rows are in flight, and rank 8 is one pass
 constexpr int kPackFrom = 8; // tokens from which a column block of B is worth packing
 constexpr int kPackRank = 64;
 constexpr int kMaxTile = 64;
@@ -38,8 +42,8 @@ inline void add_part(T* p, Isa::Vec v, int64_t n) {
   memcpy(p, whole, n * sizeof(T));
 }
 
-template <class T, int MT, int RT>
-inline void shrink_block(const T* const* x, const T* a, int64_t K, float* h, int64_t ldh) {
+template <class T, class W, int MT, int RT>
+inline void shrink_block(const T* const* x, const W* a, int64_t K, float* h, int64_t ldh) {
   Isa::Vec sum[MT][RT];
   for (int i = 0; i < MT; i++)
     for (int j = 0; j < RT; j++) sum[i][j] = Isa::zero();
@@ -63,16 +67,17 @@ inline void shrink_block(const T* const* x, const T* a, int64_t K, float* h, int
     for (int j = 0; j < RT; j++) h[i * ldh + j] = Isa::sum(sum[i][j]);
 }
 
-template <class T, int MT>
-inline void shrink(const T* const* x, const T* a, int64_t K, int64_t rank, float* h) {
+template <class T, class W, int MT>
+inline void shrink(const T* const* x, const W* a, int64_t K, int64_t rank, float* h) {
+  constexpr int RT = MT == 1 ? kLongRanks : kRanks;
   int64_t j = 0;
-  for (; j + kRanks <= rank; j += kRanks) shrink_block<T, MT, kRanks>(x, a + j * K, K, h + j, rank);
-  for (; j < rank; j++) shrink_block<T, MT, 1>(x, a + j * K, K, h + j, rank);
+  for (; j + RT <= rank; j += RT) shrink_block<T, W, MT, RT>(x, a + j * K, K, h + j, rank);
+  for (; j < rank; j++) shrink_block<T, W, MT, 1>(x, a + j * K, K, h + j, rank);
 }
 
-// Columns [0, NV vectors) of y; b is row-major with row stride ldb, of y's type or packed floats.
-template <class T, class TB, int MT, int NV>
-inline void expand_block(T* const* y, const float* h, const TB* b, int64_t ldb, int64_t rank,
+// Columns [0, NV vectors) of y; b is row-major with row stride ldb, W or packed floats.
+template <class T, class W, int MT, int NV>
+inline void expand_block(T* const* y, const float* h, const W* b, int64_t ldb, int64_t rank,
                          int64_t n) {
   Isa::Vec sum[MT][NV];
   for (int i = 0; i < MT; i++)
@@ -92,8 +97,8 @@ inline void expand_block(T* const* y, const float* h, const TB* b, int64_t ldb, 
     }
 }
 
-template <class T, int MT>
-inline void expand_tail(T* const* y, const float* h, const T* b, int64_t N, int64_t rank,
+template <class T, class W, int MT>
+inline void expand_tail(T* const* y, const float* h, const W* b, int64_t N, int64_t rank,
                         int64_t n) {
   Isa::Vec sum[MT];
   for (int i = 0; i < MT; i++) sum[i] = Isa::zero();
@@ -104,21 +109,21 @@ inline void expand_tail(T* const* y, const float* h, const T* b, int64_t N, int6
   for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], N - n);
 }
 
-template <class T, int MT>
-inline void expand(T* const* y, const float* h, const T* b, int64_t N, int64_t rank, int64_t n) {
+template <class T, class W, int MT>
+inline void expand(T* const* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n) {
   // Fewer tokens leave registers for more columns: longer runs of each row of B.
   constexpr int NV = MT == 1 ? 8 : MT == 2 ? 4 : 3;
   for (; n + NV * Isa::kWidth <= N; n += NV * Isa::kWidth)
-    expand_block<T, T, MT, NV>(y, h, b + n, N, rank, n);
+    expand_block<T, W, MT, NV>(y, h, b + n, N, rank, n);
   for (; n + Isa::kWidth <= N; n += Isa::kWidth)
-    expand_block<T, T, MT, 1>(y, h, b + n, N, rank, n);
-  if (n < N) expand_tail<T, MT>(y, h, b, N, rank, n);
+    expand_block<T, W, MT, 1>(y, h, b + n, N, rank, n);
+  if (n < N) expand_tail<T, W, MT>(y, h, b, N, rank, n);
 }
 
 // Columns [0, returned) for all tokens of a tile, each block of B copied once to where its rows
 // are neighbours: rows of the pool lie N apart, which for round N all fall into one cache set.
-template <class T>
-inline int64_t expand_packed(T* const* y, const float* h, const T* b, int64_t N, int64_t rank,
+template <class T, class W>
+inline int64_t expand_packed(T* const* y, const float* h, const W* b, int64_t N, int64_t rank,
                              int length) {
   constexpr int kColumns = 3 * Isa::kWidth;
   alignas(64) float packed[kPackRank * kColumns];
@@ -146,43 +151,43 @@ inline void rows_of(const LbTile& tile, int first, const T** x, T** y, int64_t c
   }
 }
 
-template <class T, int MT>
-inline void some_tokens(const LbTile& tile, int first, const T* a, const T* b, int64_t K,
+template <class T, class W, int MT>
+inline void some_tokens(const LbTile& tile, int first, const W* a, const W* b, int64_t K,
                         int64_t N, int64_t rank, int64_t column, int64_t done, bool shrinks) {
   const T* x[MT];
   T* y[MT];
   rows_of<T, MT>(tile, first, x, y, column);
   float* h = tile.h + first * rank;
-  if (shrinks) shrink<T, MT>(x, a, K, rank, h);
-  else expand<T, MT>(y, h, b, N, rank, done);
+  if (shrinks) shrink<T, W, MT>(x, a, K, rank, h);
+  else expand<T, W, MT>(y, h, b, N, rank, done);
 }
 
-template <class T>
-inline void all_tokens(const LbTile& tile, const T* a, const T* b, int64_t K, int64_t N,
+template <class T, class W>
+inline void all_tokens(const LbTile& tile, const W* a, const W* b, int64_t K, int64_t N,
                        int64_t rank, int64_t column, int64_t done, bool shrinks) {
   int t = 0;
   for (; t + kTokens <= tile.length; t += kTokens)
-    some_tokens<T, kTokens>(tile, t, a, b, K, N, rank, column, done, shrinks);
+    some_tokens<T, W, kTokens>(tile, t, a, b, K, N, rank, column, done, shrinks);
   switch (tile.length - t) {
-    case 3: some_tokens<T, 3>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
-    case 2: some_tokens<T, 2>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
-    case 1: some_tokens<T, 1>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 3: some_tokens<T, W, 3>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 2: some_tokens<T, W, 2>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 1: some_tokens<T, W, 1>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
     default: break;
   }
 }
 
-template <class T>
+template <class T, class W>
 inline void tile_of(const LbTile& tile) {
   const LbLayer& layer = *tile.layer;
-  const T* pool = static_cast<const T*>(layer.pool);
+  const W* pool = static_cast<const W*>(layer.pool);
   for (int s = 0; s < layer.slices; s++) {
     const int64_t entry = static_cast<int64_t>(tile.slot) * layer.slices + s;
     const int64_t rank = layer.ranks[entry], K = layer.in_features;
     if (rank == 0) continue;
     const int64_t column = layer.slice_starts[s], N = layer.slice_starts[s + 1] - column;
-    const T* a = pool + layer.a_offsets[entry];
-    const T* b = pool + layer.b_offsets[entry];
-    all_tokens(tile, a, b, K, N, rank, column, 0, true);
+    const W* a = pool + layer.a_offsets[entry];
+    const W* b = pool + layer.b_offsets[entry];
+    all_tokens<T, W>(tile, a, b, K, N, rank, column, 0, true);
     int64_t done = 0;
     if (tile.length >= kPackFrom && rank <= kPackRank) {
       T* y[kMaxTile];
@@ -190,15 +195,20 @@ inline void tile_of(const LbTile& tile) {
         y[t] = reinterpret_cast<T*>(tile.y) + tile.rows[t] * tile.y_stride + column;
       if (tile.length <= kMaxTile) done = expand_packed(y, tile.h, b, N, rank, tile.length);
     }
-    all_tokens(tile, a, b, K, N, rank, column, done, false);
+    all_tokens<T, W>(tile, a, b, K, N, rank, column, done, false);
   }
 }
 
 inline void run_tile(const LbTile& tile) {
-  switch (tile.layer->dtype) {
-    case LB_BF16: tile_of<Bf16>(tile); break;
-    case LB_FP16: tile_of<Fp16>(tile); break;
-    default: tile_of<float>(tile); break;
+  const LbLayer& layer = *tile.layer;
+  const int32_t weights = layer.types == nullptr ? layer.dtype : layer.types[tile.slot];
+  switch (layer.dtype) {
+    case LB_BF16: tile_of<Bf16, Bf16>(tile); break;
+    case LB_FP16: tile_of<Fp16, Fp16>(tile); break;
+    default:
+      if (weights == LB_BF16) tile_of<float, Bf16>(tile);
+      else if (weights == LB_FP16) tile_of<float, Fp16>(tile);
+      else tile_of<float, float>(tile);
   }
 }
 
