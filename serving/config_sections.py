@@ -215,7 +215,7 @@ class UpgradeSection(Section):
     """Synthetic inputs to distil on: |D| of the paper's experiments."""
     evaluation_samples: int = Field(default=200, ge=1)
     """Further synthetic inputs, held out for the gate of label-free adapters."""
-    recipe: Literal["lorebase", "trans-lora", "titok"] = "lorebase"
+    recipe: Literal["lorebase", "lorebase-without-kit", "trans-lora", "titok"] = "lorebase"
     """How adapters are transferred: whose inputs, which filter, which losses, how long."""
     steps: int | None = Field(default=None, ge=0)
     """Training steps of a distillation instead of the recipe's; 0 means 20 epochs."""

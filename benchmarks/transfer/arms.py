@@ -10,6 +10,7 @@ from lorebase.transfer.recipes import (
     LOREBASE,
     TITOK,
     TRANS_LORA,
+    WITHOUT_KIT,
     LoraChoice,
     OnPolicy,
     Recipe,
@@ -76,7 +77,7 @@ ARMS: dict[str, Arm] = {
             name="legacy",
             label="ours without kit",
             data="synthetic",
-            recipe=replace(LOREBASE, filter=NO_FILTER),
+            recipe=WITHOUT_KIT,
             legacy=True,
         ),
         Arm(name="trans-lora", label="Trans-LoRA", data="synthetic", recipe=TRANS_LORA),
@@ -142,6 +143,14 @@ STUDIES: dict[str, Arm] = {
         *(
             _variant(f"titok-next-{epochs}", WRITTEN_BY_NEXT, training=_grid(epochs, 5e-3))
             for epochs in (2, 8, 20)
+        ),
+        _variant("titok-all", WRITTEN_BY_NEXT, pool=1.0, selection=None, training=_grid(20, 5e-3)),
+        _variant(
+            "titok-tokens",
+            WRITTEN_BY_NEXT,
+            pool=1.0,
+            selection=Selection(by="excess", samples=1.0, tokens=0.7),
+            training=_grid(20, 5e-3),
         ),
         _variant("trans-lora-2.5e-3", TRANS_LORA, training={"learning_rate": 2.5e-3}),
     )

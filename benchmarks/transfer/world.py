@@ -113,6 +113,7 @@ def tinyworld(root: Path) -> World:
 
 TINY_TUNING: dict[str, dict[str, Any]] = {
     "lorebase": {"steps": 120, "batch_size": 16, "learning_rate": 5e-3},
+    "lorebase-without-kit": {"steps": 120, "batch_size": 16, "learning_rate": 5e-3},
     "trans-lora": {"learning_rate": 5e-3},
     "titok": {"learning_rate": 5e-3, "epochs": 8},
 }

@@ -3,7 +3,7 @@
 Importing this needs neither torch nor transformers; `shadow` and `run` do.
 """
 
-from .presets import LOREBASE, RECIPES, TITOK, TRANS_LORA, recipe_named
+from .presets import LOREBASE, RECIPES, TITOK, TRANS_LORA, WITHOUT_KIT, recipe_named
 from .recipe import LoraChoice, OnPolicy, Recipe, Selection, Writer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "RECIPES",
     "TITOK",
     "TRANS_LORA",
+    "WITHOUT_KIT",
     "LoraChoice",
     "OnPolicy",
     "Recipe",

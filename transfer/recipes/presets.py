@@ -4,6 +4,8 @@ Learning rates and lengths are those for bases of 2 to 13 billion parameters. Ti
 larger ones: `Recipe.trained` sets them, and the benchmark says what it took.
 """
 
+from dataclasses import replace
+
 from lorebase.serving.errors import InvalidArgumentError
 
 from ..distill.settings import DistillRecipe
@@ -74,7 +76,20 @@ LOREBASE = Recipe(
 )
 """Ours, the default."""
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LOREBASE, TRANS_LORA, TITOK)}
+WITHOUT_KIT = replace(
+    LOREBASE,
+    name="lorebase-without-kit",
+    pool=2.0,
+    filter=FilterPolicy(discriminator=False),
+    selection=Selection(by="confidence", samples=0.5),
+)
+"""Ours where five examples are all that is left of the data: no discriminator can be trained, so
+twice as many inputs are written and the half is kept of whose answers the source adapter is surest.
+It is sure of what it was trained for: on skewed data that takes the discriminator's place."""
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (LOREBASE, WITHOUT_KIT, TRANS_LORA, TITOK)
+}
 """By name."""
 
 
