@@ -26,6 +26,8 @@ constexpr int kLongRanks = 8;  // with one token: more rows are in flight, and r
 constexpr int kPackFrom = 8; // tokens from which a column block of B is worth packing
 constexpr int kPackRank = 64;
 constexpr int kMaxTile = 64;
+constexpr int kStreamRows = 4;
+constexpr int kStreamColumns = 1024;  // 4 KiB of sums
 
 template <class T>
 inline Isa::Vec load_part(const T* p, int64_t n) {
@@ -109,10 +111,40 @@ inline void expand_tail(T* const* y, const float* h, const W* b, int64_t N, int6
   for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], N - n);
 }
 
+// One token: rows of B one after the other, as they lie in memory, for as many columns as stay in
+// the first cache. What a column adds up, and in which order, is what expand_block does.
+template <class T, class W, int R>
+inline void stream_rows(const float* h, const W* b, int64_t ldb, int64_t columns, float* sum) {
+  for (int64_t n = 0; n < columns; n += Isa::kWidth) {
+    Isa::Vec s = Isa::load(sum + n);
+    for (int j = 0; j < R; j++) s = Isa::fma(Isa::set1(h[j]), Isa::load(b + j * ldb + n), s);
+    Isa::store(sum + n, s);
+  }
+}
+
+template <class T, class W>
+inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n) {
+  alignas(64) float sum[kStreamColumns];
+  while (n + Isa::kWidth <= N) {
+    int64_t columns = N - n < kStreamColumns ? N - n : kStreamColumns;
+    columns -= columns % Isa::kWidth;
+    memset(sum, 0, columns * sizeof(float));
+    int64_t j = 0;
+    for (; j + kStreamRows <= rank; j += kStreamRows)
+      stream_rows<T, W, kStreamRows>(h + j, b + j * N + n, N, columns, sum);
+    for (; j < rank; j++) stream_rows<T, W, 1>(h + j, b + j * N + n, N, columns, sum);
+    for (int64_t c = 0; c < columns; c += Isa::kWidth)
+      Isa::store(y + n + c, Isa::add(Isa::load(y + n + c), Isa::load(sum + c)));
+    n += columns;
+  }
+  return n;
+}
+
 template <class T, class W, int MT>
 inline void expand(T* const* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n) {
+  if (MT == 1) n = expand_stream<T, W>(y[0], h, b, N, rank, n);
   // Fewer tokens leave registers for more columns: longer runs of each row of B.
-  constexpr int NV = MT == 1 ? 8 : MT == 2 ? 4 : 3;
+  constexpr int NV = MT == 2 ? 4 : 3;
   for (; n + NV * Isa::kWidth <= N; n += NV * Isa::kWidth)
     expand_block<T, W, MT, NV>(y, h, b + n, N, rank, n);
   for (; n + Isa::kWidth <= N; n += Isa::kWidth)
