@@ -66,7 +66,8 @@ def test_recipes_are_plain_data() -> None:
         assert recipe.name == name
         assert json.loads(json.dumps(asdict(recipe)))["training"]["seed"] == 0
         assert hash(recipe) == hash(replace(recipe))
-    with pytest.raises(InvalidArgumentError, match="lorebase, lorebase-without-kit, titok, trans-lora"):
+    names = "lorebase, lorebase-without-kit, titok, trans-lora"
+    with pytest.raises(InvalidArgumentError, match=names):
         recipe_named("magic")
 
 

@@ -51,7 +51,7 @@ def attach(
         torch.manual_seed(seed)
         try:
             # By default PEFT trains in float32 on bases in bfloat16, whose steps would round away.
-            # EVA fills weights that have no memory yet, which leaves more of it for the activations.
+            # EVA fills weights that have no memory yet: that leaves more of it for activations.
             adapted = get_peft_model(model, config, low_cpu_mem_usage=eva)
         except ValueError as error:
             raise InvalidArgumentError(
