@@ -67,21 +67,16 @@ async def gather_examples(
     """
     writer = cast.next_base if recipe.writer == "next-base" else cast.teacher
     wanted = round(count * recipe.pool)
-    kept: list[str] = []
-    seen: list[str] = []
-    dropped: Counter[str] = Counter()
-    first: dict[str, Any] = {}
-    drawn = rounds = 0
-    pass_rate = None
+    kept, seen = list[str](), list[str]()
+    dropped, first = Counter[str](), dict[str, Any]()
+    drawn, rounds = 0, 0
+    pass_rate: float | None = None
     while len(kept) < wanted and rounds < MAX_ROUNDS:
-        missing = wanted - len(kept)
         written = await synthesize(
             generator,
             writer,
             kit,
-            count=inputs_to_draw(kit, missing, pass_rate=pass_rate)
-            if recipe.filter.discriminator
-            else missing,
+            count=_to_write(recipe, kit, wanted - len(kept), pass_rate),
             seed=seed * MAX_ROUNDS + rounds,
             settings=recipe.draw,
             known=seen,
@@ -96,17 +91,15 @@ async def gather_examples(
             checkpoint=checkpoint,
         )
         first = first or filtered.stats
-        rounds += 1
-        drawn += written.stats["drawn"]
+        rounds, drawn = rounds + 1, drawn + written.stats["drawn"]
         dropped.update(written.stats["dropped"])
         seen += written.inputs
         kept += filtered.kept
         if not written.inputs:
             break
         pass_rate = max(len(kept), 1) / len(seen)
-    labelled = await label_inputs(
-        generator, cast.teacher, kit, kept[:wanted], checkpoint=checkpoint
-    )
+    inputs = kept[:wanted]
+    labelled = await label_inputs(generator, cast.teacher, kit, inputs, checkpoint=checkpoint)
     return Gathered(
         examples=labelled.examples,
         stats={
@@ -121,3 +114,10 @@ async def gather_examples(
             "labels": labelled.stats,
         },
     )
+
+
+def _to_write(recipe: Recipe, kit: TransferKit, missing: int, pass_rate: float | None) -> int:
+    """More than is missing where a discriminator will refuse some."""
+    if not recipe.filter.discriminator:
+        return missing
+    return inputs_to_draw(kit, missing, pass_rate=pass_rate)
