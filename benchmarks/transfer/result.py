@@ -100,6 +100,10 @@ def summarise(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
             for arm in ARMS
             if any(arm in arms for arms in table.values())
         },
+        "recovery_by_samples": {
+            curve.series: {f"{x:g}": round(y, 4) for x, y in curve.points}
+            for curve in curves_of(rows)
+        },
         "cpu_s_by_samples": _by_samples(rows, "lorebase"),
         "shared_work_gain": _rounded(shared_gain(rows)),
     }

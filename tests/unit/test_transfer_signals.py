@@ -39,6 +39,7 @@ def test_the_best_samples_are_kept_in_order() -> None:
     values = [one.mean_excess for one in scored]
     assert best_samples(values, 2) == [1, 2]
     assert best_samples(values, 9) == [0, 1, 2, 3]
+    assert best_samples([0.9, 0.2, 0.9, 0.9], 2) == [0, 2], "the first of equals"
 
 
 def test_tokens_compete_within_their_group_only() -> None:

@@ -43,7 +43,7 @@ class ScoredAnswer:
 
 
 def best_samples(values: Sequence[float], keep: int) -> list[int]:
-    """Returns the numbers of the `keep` largest values, in order."""
+    """Returns the numbers of the `keep` largest values, in order; of equal ones the first."""
     order = sorted(range(len(values)), key=lambda number: -values[number])
     return sorted(order[:keep])
 

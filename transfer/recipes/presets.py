@@ -84,7 +84,7 @@ WITHOUT_KIT = replace(
     selection=Selection(by="confidence", samples=0.5),
 )
 """Ours where five examples are all that is left of the data: no discriminator can be trained, so
-twice as many inputs are written and the half is kept of whose answers the source adapter is surest.
+twice as many inputs are written and the half is kept of whose answers the source adapter is sure.
 It is sure of what it was trained for: on skewed data that takes the discriminator's place."""
 
 RECIPES: dict[str, Recipe] = {

@@ -30,6 +30,9 @@ class Selection:
     samples: float = 0.5
     """Share of the labelled inputs that is kept: those with the largest mean excess or the largest
     confidence."""
+    sure: float = 0.9
+    """Confidence from which samples count alike, so that those kept are not just the easiest: of
+    them the first drawn are kept, the others only by their confidence and to fill up."""
     tokens: float = 1.0
     """Share of the answers' tokens that is trained on: those with the largest excess."""
     group: int = 4

@@ -125,7 +125,9 @@ def signalled(
     if selection is not None:
         keep = max(1, round(len(tokens) * selection.samples))
         by_excess = selection.by == "excess"
-        values = [one.mean_excess if by_excess else one.confidence for one in scored]
+        values = [
+            one.mean_excess if by_excess else min(one.confidence, selection.sure) for one in scored
+        ]
         numbers = best_samples(values, keep)
     chosen = [tokens[n] for n in numbers]
     answers = [scored[n] for n in numbers]
