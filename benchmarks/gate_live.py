@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gate_study import spread
 from examples.tinyworld.adapters import ADAPTERS_DIR
 from examples.tinyworld.bases import base_dir
 from lorebase.serving.engine.protocol import VersionRef
@@ -54,7 +55,9 @@ class LiveShape:
     seed: int = 0
 
 
-LIVE_FULL = LiveShape(tasks=12, steps=(8, 15, 30, 70), training=250, held_out=200, hidden=240)
+LIVE_FULL = LiveShape(
+    tasks=12, steps=(8, 15, 20, 28, 45, 70), training=250, held_out=200, hidden=240
+)
 LIVE_QUICK = LiveShape(tasks=1, steps=(5, 40), training=40, held_out=40, hidden=40)
 
 
@@ -62,8 +65,7 @@ def live_rows(shape: LiveShape, work_dir: Path, say: Callable[[str], None]) -> l
     """Trains and judges shadows; one row each."""
     torch.set_num_threads(1)
     folders = sorted(path.parent for path in ADAPTERS_DIR.glob("*/kit"))
-    # Evenly spread over the alphabet, so that no tenant or family is left out.
-    chosen = folders[:: max(1, len(folders) // shape.tasks)][: shape.tasks]
+    chosen = spread(folders, shape.tasks)
     bases = {name: load_base(base_dir(name)) for name in (OLD, NEXT)}
     rows = []
     for folder in chosen:

@@ -15,7 +15,7 @@ from benchmarks.gate_simulation import (
     promoted,
     worse_adapters,
 )
-from benchmarks.gate_study import StudyShape, study
+from benchmarks.gate_study import StudyShape, spread, study
 from lorebase.transfer.evaluate import EvidenceKind, GatePolicy, promotion_power
 
 POLICY = GatePolicy()
@@ -108,3 +108,12 @@ def test_the_suite_names_its_figures_and_fails_on_nothing() -> None:
     assert summary["live_false_promotions"] == 0
     assert (summary["live_good_promoted"], summary["live_good"]) == (1, 1)
     ElementTree.fromstring(result.figure_svg)
+
+
+def test_live_tasks_are_spread_over_all_there_are() -> None:
+    paths = list(range(19))
+    chosen = spread(paths, 12)
+    assert len(set(chosen)) == 12
+    assert (chosen[0], chosen[-1]) == (paths[0], paths[-1])
+    assert spread(paths, 1) == paths[:1]
+    assert spread(paths[:3], 12) == paths[:3]
