@@ -66,7 +66,7 @@ FULL = Shape(
     adapters=(1, 8, 32, 64),
     rounds=5,
     work={
-        **{(arm, ranks): Work(decode_steps=8, prompt_tokens=64)
+        **{(arm, ranks): Work(decode_steps=12, prompt_tokens=64)
            for arm in ("ours", "none") for ranks in RANKS},
         ("stock", "r8"): Work(decode_steps=4, prompt_tokens=16),
         ("stock", "mixed"): Work(decode_steps=1, prompt_tokens=4),

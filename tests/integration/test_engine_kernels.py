@@ -1,5 +1,6 @@
 """`engine.lora_kernels`: both choices answer alike, in one process, and keep tenants apart."""
 
+import copy
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -168,3 +169,93 @@ async def test_a_base_request_beside_full_slots_gets_no_adapters_weights(
         )
         assert together[0].token_ids == alone
         assert together[-1].token_ids == alone
+
+
+async def test_what_the_kernels_do_not_cover_is_served_by_vllm_with_one_warning(
+    engines: "dict[str, VllmEngine]",
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    from lorebase.kernels.vllm import plugin
+    from lorebase.kernels.vllm.manager import make_worker_manager
+
+    monkeypatch.setattr(plugin, "_warned", set())
+    engine = engines["lorebase"]._driver._engine  # type: ignore[attr-defined]
+    config = copy.copy(engine.vllm_config)
+    config.lora_config = copy.copy(config.lora_config)
+    config.lora_config.fully_sharded_loras = True
+    for _ in range(2):
+        manager = make_worker_manager(config, torch.device("cpu"), {})
+        assert type(manager) is LRUCacheWorkerLoRAManager
+    monkeypatch.setattr(plugin, "SUPPORTED", "9.")
+    monkeypatch.setenv(plugin.VARIABLE, "lorebase")
+    assert not plugin.register()
+    monkeypatch.setenv(plugin.VARIABLE, "fast")
+    assert not plugin.register()
+    said = [record.getMessage() for record in caplog.records if record.name == "vllm.lorebase"]
+    assert len(said) == 3
+    for words, message in zip(("fully sharded", "made for 9.x", "'fast'"), said, strict=True):
+        assert words in message
+
+
+async def test_adapters_beyond_the_byte_budget_come_and_go_and_answer_right(world: World) -> None:
+    versions = [world.version(number) for number in range(6)]
+    # Of ranks 4, 8, 2, 16, 4, 8: a third of them at a time.
+    budget = 200_000
+    async with running(settings(world, max_cpu_loras=99, adapter_host_bytes=budget)) as small:
+        first = [await tokens_of(small, PROMPTS[0], version) for version in versions]
+        registered = _manager(small)._manager._registered_adapters
+        assert 0 < registered.used_bytes <= budget
+        assert 0 < len(registered) < len(versions)
+        together = await complete_many(
+            small, [request(PROMPTS[0], version) for version in versions * 3]
+        )
+        assert [one.token_ids for one in together] == first * 3
+        assert registered.used_bytes <= budget
+        assert len(set(first)) == len(versions)
+
+
+async def test_the_worker_itself_never_holds_more_bytes_than_its_budget(
+    engines: "dict[str, VllmEngine]",
+) -> None:
+    from vllm.lora.lora_model import LoRAModel
+
+    from lorebase.kernels.lora.layout import PackedAdapter
+    from lorebase.kernels.vllm.registered import HostFullError, Registered, pack_into
+
+    registered = Registered(99, lambda identity: None, budget_bytes=100)
+
+    def adapter(identity: int, size: int) -> LoRAModel:
+        made = LoRAModel(identity, 1, {})
+        pack_into(made, PackedAdapter(data=torch.empty(size, dtype=torch.uint8), blocks={}))
+        return made
+
+    for identity, size in ((1, 40), (2, 30), (3, 30)):
+        assert registered.victims(size, ()) == []
+        registered[identity] = adapter(identity, size)
+    registered.touch(1)
+    assert registered.victims(20, ()) == [2]
+    assert registered.victims(50, {2}) == [3, 1]
+    registered.pin(3)
+    with pytest.raises(HostFullError, match="50 bytes does not fit into the 100 bytes"):
+        registered.victims(50, {1})
+    registered.pop(2)
+    assert registered.used_bytes == 70
+
+
+async def test_stalls_tell_what_steps_waited_for(
+    engines: "dict[str, VllmEngine]", world: World
+) -> None:
+    engine = engines["lorebase"]
+    await engine.adapter_stalls()
+    version = world.version(3, id="never seen")
+    await tokens_of(engine, PROMPTS[0], version)
+    load, slot = await engine.adapter_stalls()
+    assert load.int_id == slot.int_id
+    assert load.rank == slot.rank == 16
+    assert 0 < load.load_s < 1
+    assert 0 < slot.slot_s < 1
+    assert await engine.adapter_stalls() == []
+    assert await engines["stock"].adapter_stalls() == []
