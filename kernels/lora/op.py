@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .cpu import tables
+from .layout import TYPES
 from .metadata import StepPlan
 from .pool import AdapterPool, PoolLayer
 
@@ -78,12 +79,19 @@ class LoraLinear:
             x_TK: [T, K], likewise.
 
         Raises:
-            ValueError: Shape, stride or dtype differs.
+            ValueError: Shape, stride or dtype differs, or an adapter's dtype from the pool's.
         """
         if len(x_TK) < self._plan.tokens or x_TK.shape[-1] != self._layer.in_features:
             raise ValueError(
                 f"got x {tuple(x_TK.shape)}; expected at least {self._plan.tokens} rows of "
                 f"{self._layer.in_features} columns"
+            )
+        pool = self._pool
+        # Only adapters that a pool points at can differ: on a GPU this looks at nothing.
+        if pool.points and bool((pool.types != TYPES[pool.dtype]).any()):
+            raise ValueError(
+                f"got adapters of 16 bits in a pool of {pool.dtype}; the op reads one dtype: "
+                "pack them with the pool's"
             )
         lora_linear(y_TN, x_TK, *self._tables)
 

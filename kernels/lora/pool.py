@@ -86,7 +86,7 @@ class AdapterPool:
                 f"{device}; expected 1 slot or more, 0 bytes or more, {DTYPES}, points on the CPU"
             )
         self.slots, self.dtype, self.device = slots, dtype, torch.device(device)
-        self.max_rank, self._points = max_rank, points
+        self.max_rank, self.points = max_rank, points
         self._unit = ALIGNMENT_BYTES // dtype.itemsize
         self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
         elements = max(1, self._extents.capacity) * self._unit  # never without an address
@@ -155,7 +155,7 @@ class AdapterPool:
         self._check_slot(slot)
         ranks = ranks_of(layer, weights)
         self._check_rank(max(ranks))
-        if self._points:
+        if self.points:
             raise ValueError("got weights for a pool that points; expected a packed adapter")
         self.clear(layer, slot)
         if not any(ranks):
@@ -177,11 +177,11 @@ class AdapterPool:
         if adapter.data.dtype != self.dtype and self.dtype != torch.float32:
             raise ValueError(f"got an adapter of {adapter.data.dtype}; expected {self.dtype}")
         self.unassign(slot)
-        self.types[slot] = TYPES[adapter.data.dtype if self._points else self.dtype]
+        self.types[slot] = TYPES[adapter.data.dtype if self.points else self.dtype]
         try:
             for index, block in adapter.blocks.items():
                 resident = _Resident(adapter.data, block)
-                if not self._points:
+                if not self.points:
                     resident = self._copied(resident)
                 self._point(self.layers[index], slot, resident)
         except PoolFullError:

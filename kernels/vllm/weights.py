@@ -51,8 +51,9 @@ class ModelWeights:
     ) -> None:
         self.dtype = dtype
         self._interpreted = options.kernels_on_cpu == "triton"
-        # The C++ kernel reads 16 bits under float32; a buffer has one type for all.
-        self.keeps_16_bits = dtype == torch.float32 and not options.pool_bytes
+        # The C++ kernel reads 16 bits under float32; the op and a buffer have one type for all.
+        plain = self._interpreted or options.pool_bytes
+        self.keeps_16_bits = dtype == torch.float32 and not plain
         self.pool = AdapterPool(
             slots=slots,
             budget_bytes=options.pool_bytes or 0,

@@ -9,6 +9,7 @@ from lorebase.kernels.lora import cpu
 from lorebase.kernels.lora.cpu import linear
 from lorebase.kernels.lora.layout import PackedAdapter, pack
 from lorebase.kernels.lora.metadata import StepPlan
+from lorebase.kernels.lora.op import LoraLinear
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.kernels.lora.reference import SliceWeights, lora_reference
 from tests.unit.test_kernels_cpu import WAYS
@@ -96,3 +97,20 @@ def test_a_pool_of_16_bits_refuses_what_it_would_have_to_round(narrow: torch.dty
     for other in {torch.float32, *NARROW} - {narrow}:
         with pytest.raises(ValueError, match="got an adapter of"):
             pool.assign(0, _packed(pool, 0, other))
+
+
+def test_the_op_refuses_a_pool_of_two_dtypes_instead_of_misreading_it() -> None:
+    pool = AdapterPool(
+        slots=len(RANKS), budget_bytes=0, dtype=torch.float32, points=True, max_rank=64
+    )
+    layer = pool.add_layer(FEATURES, SLICES)
+    plan = StepPlan(max_tokens=64, slots=len(RANKS), tile_tokens=linear.TILE_TOKENS)
+    apply = LoraLinear(pool, layer, plan)
+    plan.fill([0])
+    x, y = torch.ones(1, FEATURES), torch.zeros(1, sum(SLICES))
+    pool.assign(0, _packed(pool, 0, torch.float32))
+    apply(y, x)
+    assert y.any()
+    pool.assign(0, _packed(pool, 0, torch.bfloat16))
+    with pytest.raises(ValueError, match="got adapters of 16 bits"):
+        apply(y, x)
