@@ -50,14 +50,13 @@ class TableRows:
 
     def __init__(self, layer: PoolLayer) -> None:
         tables = (layer.a_offsets, layer.b_offsets, layer.ranks)
-        self._rows: Sequence[Any] = tables
-        if layer.ranks.device.type == "cpu":
-            self._rows = [table.numpy() for table in tables]
+        self._on_device = layer.ranks.device.type != "cpu"
+        self._rows: Sequence[Any] = tables if self._on_device else [t.numpy() for t in tables]
 
     def write(self, slot: int, *values: Sequence[int]) -> None:
         """Sets A's offsets, B's offsets and ranks of a slot, one of each per slice."""
         for row, of_slices in zip(self._rows, values, strict=True):
-            row[slot] = torch.tensor(of_slices) if isinstance(row, torch.Tensor) else of_slices
+            row[slot] = torch.tensor(of_slices) if self._on_device else of_slices
 
     def clear(self, slot: int) -> None:
         """Makes a slot adapt nothing."""

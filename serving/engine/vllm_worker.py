@@ -4,12 +4,16 @@ Named as `worker_extension_cls`, vLLM's public hook: vLLM imports this module th
 the repairs are made, and gives the worker the methods of `WorkerExtension`.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 
 from . import vllm_cpu_seeds, vllm_isolation, vllm_orphans
+
+Stall = tuple[int, int, float, float]
+"""The fields of `adapters.AdapterStall`."""
 
 
 class WorkerExtension:
@@ -41,10 +45,10 @@ class WorkerExtension:
         bytes_of = getattr(manager, "bytes_of", None)
         return 0 if bytes_of is None else int(bytes_of(int_id))
 
-    def adapter_stalls(self) -> list[tuple[int, int, float, float]]:
-        """Returns and forgets the fields of `adapters.AdapterStall`, oldest first."""
-        stalls = getattr(self.model_runner.lora_manager, "stalls", None)
-        found = list(stalls or ())
+    def adapter_stalls(self) -> list[Stall]:
+        """Returns and forgets how long steps stood still for adapters, oldest first."""
+        stalls: deque[Stall] | None = getattr(self.model_runner.lora_manager, "stalls", None)
+        found: list[Stall] = list(stalls or ())
         if stalls is not None:
             stalls.clear()
         return found
