@@ -106,11 +106,13 @@ def _carried(
         answers=[item["target"] for item in labelled["training"]],
     )
     folder = job.work_root / folder_of(f"{job.key}/kit")
+
+    def lease_only(progress: float) -> None:
+        # The training has told the stage's progress; a kit's own would count back from 1.
+        checkpoint(1.0)
+
     try:
-        # The training has told its progress; this only asks for the lease.
-        carried = carry_kit(
-            kit, judged, base, folder, seed=job.seed, checkpoint=lambda _: checkpoint(1.0)
-        )
+        carried = carry_kit(kit, judged, base, folder, seed=job.seed, checkpoint=lease_only)
         return store.put_dir(folder), dict(carried.provenance["carried"])
     except (LorebaseError, FloatingPointError, ValueError) as error:
         return None, {"problem": str(error)}
