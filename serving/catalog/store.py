@@ -207,10 +207,14 @@ class Catalog:
         """Returns an upgrade's migrations as planned; NotFoundError."""
         return self._database.read(lambda c: upgrades.migrations_of(c, upgrade_id))
 
-    def save_upgrade(self, upgrade: Upgrade, *, event: NewEvent | None = None) -> Upgrade:
+    def save_upgrade(
+        self, upgrade: Upgrade, *, event: NewEvent | None = None, current_base: str | None = None
+    ) -> Upgrade:
         """Writes an upgrade by compare-and-set and its event with it; see `upgrades.save`."""
         at = self._clock()
-        return self._database.write(lambda c: upgrades.save(c, upgrade, event, at))
+        return self._database.write(
+            lambda c: upgrades.save(c, upgrade, event, at, current_base=current_base)
+        )
 
     def save_migration(
         self,

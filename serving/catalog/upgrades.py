@@ -96,16 +96,28 @@ def active(connection: Connection) -> Upgrade | None:
     return None if row is None else Upgrade(**row)
 
 
-def save(connection: Connection, upgrade: Upgrade, event: NewEvent | None, at: float) -> Upgrade:
+def save(
+    connection: Connection,
+    upgrade: Upgrade,
+    event: NewEvent | None,
+    at: float,
+    *,
+    current_base: str | None = None,
+) -> Upgrade:
     """Writes an upgrade if its record version is still the stored one.
+
+    With `current_base` that base becomes the current one, in the same transaction.
 
     `background_busy_s` is not written: `add_busy_seconds` counts it up beside this.
 
     Raises:
         ConflictError: somebody else wrote it since it was read.
-        NotFoundError: no such upgrade.
+        NotFoundError: no such upgrade or base.
         FailedPreconditionError: it would be active again beside another active one.
     """
+    if current_base is not None:
+        # First of all, so that every writer of the route table takes its locks in the same order.
+        bases.set_current(connection, current_base)
     if upgrade.state in ENDED_UPGRADE_STATES and upgrade.ended_at is None:
         upgrade = replace(upgrade, ended_at=at)
     if upgrade.state not in ENDED_UPGRADE_STATES:

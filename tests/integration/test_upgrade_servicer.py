@@ -5,12 +5,14 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from lorebase.serving.catalog.records import Migration
 from lorebase.serving.config import Settings, settings_of
-from lorebase.serving.errors import DeadlineExceededError
+from lorebase.serving.errors import DeadlineExceededError, UnavailableError
 from lorebase.serving.gateway.interceptor import ErrorInterceptor
 from lorebase.serving.gateway.metrics import GatewayMetrics
 from lorebase.transfer.upgrade.servicer import install
@@ -145,6 +147,30 @@ async def test_rollback_is_published_at_once_and_slow_gateways_are_no_error(
     assert answer.upgrade.HasField("end_time")
     assert served.publisher.published == [served.world.catalog.route_revision()]
     assert served.world.route("a/one") == "old"
+
+
+async def test_a_rollback_that_is_not_complete_is_published_before_it_is_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = served.world
+    world.quality["a/two"] = [1.0]
+    await served.stub.StartUpgrade(pb.StartUpgradeRequest(to_base="next"))
+    world.boot()
+    await world.completed()
+    await world.kill()
+    real = world.catalog.save_migration
+
+    def save(migration: Migration, **rest: Any) -> object:
+        if migration.adapter == "a/two":
+            raise UnavailableError("the catalog is busy")
+        return real(migration, **rest)
+
+    monkeypatch.setattr(world.catalog, "save_migration", save)
+    with pytest.raises(grpc.aio.AioRpcError, match="a/two: the catalog is busy") as caught:
+        await served.stub.RollbackUpgrade(pb.RollbackUpgradeRequest())
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert served.publisher.published == [world.catalog.route_revision()]
+    assert (world.route("a/one"), world.route("a/two")) == ("old", "next")
 
 
 async def test_promote_finish_and_list(served: Served) -> None:

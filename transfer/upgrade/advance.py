@@ -199,7 +199,9 @@ def _changes(record: Migration, happened: Happened, target: MigrationState) -> d
         changes["shadow_version"] = happened.shadow_version
     if happened.path is not None:
         changes["path"] = happened.path
-    if event in (_E.FAIL, _E.STARVED, _E.INFEASIBLE, _E.GATE_REJECT, _E.GATE_RETRY):
+    if event in (
+        _E.FAIL, _E.STARVED, _E.INFEASIBLE, _E.GATE_REJECT, _E.GATE_RETRY, _E.ROLLBACK,
+    ):  # fmt: skip
         changes["error"] = happened.reason
     elif event in (_E.RESUME, _E.OPERATOR_PROMOTE, _E.FINISHED, _E.GATE_PROMOTE):
         changes["error"] = None

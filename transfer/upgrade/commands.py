@@ -4,6 +4,7 @@ Blocking and quick: servicers call these on a thread. A command that a concurren
 is decided anew on what is then there.
 """
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from .advance import Happened, advance
 from .keys import migration_id
 from .plan import Plan, adapters_on, plan_upgrade
 from .ports import Clock
+from .rollback import RolledBack, roll_back
 from .states import ACTIVE_STATES, MigrationEvent, MigrationState, UpgradeEvent, UpgradeState
 from .writes import MAX_TRIES, apply_event, move_upgrade
 
@@ -113,13 +115,16 @@ class Commands:
                 f"upgrade {upgrade.id} is {state.value} and no migration of it has failed: there "
                 "is nothing to resume"
             )
+        # The upgrade first: where it may not go on, its migrations stay as they are.
+        if resumable:
+            self._move(upgrade.id, UpgradeEvent.RESUME)
+        else:
+            self._reopen(upgrade.id)
         note = NewEvent(upgrade_id=upgrade.id, kind=history.RESUMED, data={"failed": len(failed)})
         self.catalog.append_event(note)
         for migration in failed:
             self._save(migration.id, upgrade.id, MigrationEvent.RESUME)
-        if resumable:
-            return self._move(upgrade.id, UpgradeEvent.RESUME)
-        return self._reopen(upgrade.id)
+        return self._get(upgrade.id)
 
     def promote(self, upgrade_id: str, adapters: Sequence[str]) -> Upgrade:
         """Lets the controller route adapters to their shadows although the gate said no.
@@ -140,18 +145,21 @@ class Commands:
         for migration in chosen:  # all or nothing, as far as can be seen now
             happened = Happened(event=MigrationEvent.OPERATOR_PROMOTE, at=self.clock())
             advance(migration, happened, max_attempts=1)
+        self._reopen(upgrade.id)
         for migration in chosen:
             self._save(migration.id, upgrade.id, MigrationEvent.OPERATOR_PROMOTE)
-        return self._reopen(upgrade.id)
+        return self._get(upgrade.id)
 
-    def rollback(self, upgrade_id: str, adapters: Sequence[str]) -> tuple[Upgrade, int | None]:
-        """Moves routes back to the source versions, each in one transaction.
+    def rollback(self, upgrade_id: str, adapters: Sequence[str]) -> RolledBack:
+        """Moves routes back to the source versions; see `roll_back`.
 
         Without names the whole upgrade is rolled back: what still runs is aborted first, so
         that nothing is promoted behind this call's back.
 
-        Returns:
-            The upgrade and the last route revision, None if no route moved.
+        Raises:
+            NotFoundError: no such upgrade, or it does not migrate an adapter that is named.
+            FailedPreconditionError: the rollback window is closed, or a named adapter is not
+                promoted; then nothing has moved.
         """
         upgrade = self._get(upgrade_id)
         if adapters:
@@ -159,20 +167,22 @@ class Commands:
                 raise FailedPreconditionError(
                     f"upgrade {upgrade.id} is {upgrade.state}: its rollback window is closed"
                 )
-            names = [one.id for one in self._named(upgrade.id, adapters)]
-            revisions = [self._save(one, upgrade.id, MigrationEvent.ROLLBACK) for one in names]
+            chosen = self._named(upgrade.id, adapters)
+            for migration in chosen:  # all or nothing, as far as can be seen now
+                happened = Happened(event=MigrationEvent.ROLLBACK, at=self.clock())
+                advance(migration, happened, max_attempts=1)
         else:
             upgrade = self._move(
                 upgrade.id, UpgradeEvent.ROLLBACK, already=UpgradeState.ROLLED_BACK
             )
-            revisions = self._settle(upgrade.id, roll_back=True)
-        moved = [revision for revision in revisions if revision is not None]
-        return self._get(upgrade.id), max(moved, default=None)
+            self._abort_migrations(upgrade.id)
+            chosen = self._in_state(upgrade.id, MigrationState.PROMOTED)
+        return roll_back(self.catalog, upgrade.id, chosen, self.clock)
 
     def abort(self, upgrade_id: str) -> Upgrade:
         """Stops the upgrade; what is promoted stays promoted. Idempotent."""
         upgrade = self._move(upgrade_id, UpgradeEvent.ABORT, already=UpgradeState.ABORTED)
-        self._settle(upgrade.id, roll_back=False)
+        self._abort_migrations(upgrade.id)
         return self._get(upgrade.id)
 
     def finish(self, upgrade_id: str) -> tuple[Upgrade, int | None]:
@@ -185,9 +195,7 @@ class Commands:
             The upgrade and the route revision without the old base, None if that stays.
         """
         upgrade = self._get(upgrade_id)
-        if upgrade.state == UpgradeState.COMPLETED:
-            self.catalog.set_current_base(upgrade.to_base)
-        elif upgrade.state in (UpgradeState.STARTING_ENGINE, UpgradeState.MIGRATING):
+        if upgrade.state in (UpgradeState.STARTING_ENGINE, UpgradeState.MIGRATING):
             raise FailedPreconditionError(
                 f"upgrade {upgrade.id} is {upgrade.state}: wait until it is completed, or abort it"
             )
@@ -199,7 +207,11 @@ class Commands:
             else None
         )
         upgrade = self._move(
-            upgrade.id, UpgradeEvent.FINISH, already=UpgradeState.FINISHED, error=note
+            upgrade.id,
+            UpgradeEvent.FINISH,
+            already=UpgradeState.FINISHED,
+            error=note,
+            current_base=upgrade.to_base,
         )
         return upgrade, None if holders else self._stop_serving(upgrade.from_base)
 
@@ -225,33 +237,21 @@ class Commands:
             raise NotFoundError(f"upgrade {upgrade_id} does not migrate {', '.join(unknown)}")
         return [by_name[name] for name in dict.fromkeys(adapters)]
 
-    def _settle(self, upgrade_id: str, *, roll_back: bool) -> list[int | None]:
-        """Ends every migration after the upgrade itself has ended; returns route revisions."""
-        revisions: list[int | None] = []
+    def _abort_migrations(self, upgrade_id: str) -> None:
+        """Ends what still works or failed, after the upgrade itself has ended."""
         for _ in range(MAX_TRIES):
             stoppable = self._in_state(upgrade_id, *ACTIVE_STATES, MigrationState.FAILED)
-            promoted = self._in_state(upgrade_id, MigrationState.PROMOTED) if roll_back else []
-            if not stoppable and not promoted:
-                return revisions
+            if not stoppable:
+                return
             for migration in stoppable:
-                self._save(migration.id, upgrade_id, MigrationEvent.ABORT, drop=True)
-            for migration in promoted:
-                revisions.append(
-                    self._save(migration.id, upgrade_id, MigrationEvent.ROLLBACK, drop=True)
-                )
+                # It may be over in this moment; the next round sees what it came to.
+                with contextlib.suppress(FailedPreconditionError):
+                    self._save(migration.id, upgrade_id, MigrationEvent.ABORT)
         raise ConflictError(f"upgrade {upgrade_id} keeps moving; call again")
 
-    def _save(
-        self, migration_id: str, upgrade_id: str, event: MigrationEvent, *, drop: bool = False
-    ) -> int | None:
-        """Applies an operator's event; with `drop`, one that no longer fits is left out."""
+    def _save(self, migration_id: str, upgrade_id: str, event: MigrationEvent) -> int | None:
         happened = Happened(event=event, at=self.clock())
-        try:
-            return apply_event(self.catalog, upgrade_id, migration_id, happened, max_attempts=1)
-        except FailedPreconditionError:
-            if drop:
-                return None
-            raise
+        return apply_event(self.catalog, upgrade_id, migration_id, happened, max_attempts=1)
 
     def _reopen(self, upgrade_id: str) -> Upgrade:
         """A completed upgrade has work again; the controller would see it too, but later."""
@@ -267,6 +267,7 @@ class Commands:
         *,
         already: UpgradeState | None = None,
         error: str | None = None,
+        current_base: str | None = None,
     ) -> Upgrade:
         return move_upgrade(
             self.catalog,
@@ -275,6 +276,7 @@ class Commands:
             at=self.clock(),
             already=already,
             error=error,
+            current_base=current_base,
         )
 
 

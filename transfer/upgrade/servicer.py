@@ -209,12 +209,18 @@ class UpgradeServicer(upgrade_pb2_grpc.UpgradeServiceServicer):
         self, request: upgrade_pb2.RollbackUpgradeRequest, context: _Context
     ) -> upgrade_pb2.RollbackUpgradeResponse:
         """Moves routes back here and now: no controller is needed."""
-        upgrade, revision = await asyncio.to_thread(
-            self._commands.rollback, request.id, list(request.adapters)
-        )
-        if revision is not None:
-            await self._publish(revision)
-        return upgrade_pb2.RollbackUpgradeResponse(upgrade=await self._show(upgrade))
+        done = await asyncio.to_thread(self._commands.rollback, request.id, list(request.adapters))
+        if done.revision is not None:
+            await self._publish(done.revision)
+        if done.failed:
+            left = "; ".join(f"{name}: {why}" for name, why in sorted(done.failed.items()))
+            raise UnavailableError(
+                f"{len(done.failed)} adapters are not rolled back, the others are; repeat the "
+                f"call for them: {left[:2000]}",
+                reason="ROLLBACK_INCOMPLETE",
+                retry_after_s=1.0,
+            )
+        return upgrade_pb2.RollbackUpgradeResponse(upgrade=await self._show(done.upgrade))
 
     async def AbortUpgrade(
         self, request: upgrade_pb2.AbortUpgradeRequest, context: _Context

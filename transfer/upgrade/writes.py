@@ -38,6 +38,7 @@ def apply_event(
     *,
     max_attempts: int,
     finished: dict[str, Any] | None = None,
+    move_route: bool = True,
 ) -> int | None:
     """Advances a migration; its route moves in the same transaction if the event says so.
 
@@ -48,6 +49,7 @@ def apply_event(
         happened: the event.
         max_attempts: see `advance`.
         finished: data of a `stage_finished` event, for the outcome of a stage.
+        move_route: False leaves the route alone, whatever the event says.
 
     Returns:
         The route revision, if a route moved.
@@ -55,12 +57,14 @@ def apply_event(
     Raises:
         FailedPreconditionError: the state does not allow the event, or the route was moved by
             somebody else.
+        NotFoundError: the adapter or its version is gone.
         StaleEventError: the outcome of a stage that the record has left behind.
     """
     for _ in range(MAX_TRIES):
         record = read_migration(catalog, upgrade_id, migration_id)
         updated, effects = advance(record, happened, max_attempts=max_attempts)
-        route = next((one for one in effects if isinstance(one, SetRoute)), None)
+        moves = [one for one in effects if isinstance(one, SetRoute) and move_route]
+        route = moves[0] if moves else None
         try:
             _, revision = catalog.save_migration(
                 updated,
@@ -84,6 +88,7 @@ def move_upgrade(
     at: float,
     already: UpgradeState | None = None,
     error: str | None = None,
+    current_base: str | None = None,
 ) -> Upgrade:
     """Advances an upgrade.
 
@@ -94,6 +99,7 @@ def move_upgrade(
         at: seconds since the epoch.
         already: a state in which nothing is left to do.
         error: see `advance_upgrade`.
+        current_base: becomes the current base in the same transaction.
 
     Raises:
         FailedPreconditionError: the state does not allow the event.
@@ -106,7 +112,7 @@ def move_upgrade(
         data = {"from": upgrade.state, "to": moved.state, "event": event.value, "error": error}
         note = NewEvent(upgrade_id=upgrade.id, kind=history.UPGRADE_STATE, data=data)
         try:
-            return catalog.save_upgrade(moved, event=note)
+            return catalog.save_upgrade(moved, event=note, current_base=current_base)
         except ConflictError:
             continue
     raise ConflictError(f"upgrade {upgrade_id} was written {MAX_TRIES} times meanwhile")
