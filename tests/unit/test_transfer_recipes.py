@@ -18,8 +18,8 @@ from lorebase.transfer.recipes import (
     Selection,
     recipe_named,
 )
-from lorebase.transfer.recipes.run import MAX_ROUNDS, Cast, gather_examples
-from lorebase.transfer.synthesis import FilterPolicy
+from lorebase.transfer.recipes.run import Cast, gather_examples
+from lorebase.transfer.synthesis import MAX_ROUNDS, FilterPolicy
 
 from .transfer_fakes import KIT, Script, done
 
@@ -156,6 +156,31 @@ async def test_gathering_ends_where_nothing_passes() -> None:
     found = await gather_examples(TRANS_LORA, world, CAST, KIT, count=20, seed=1)
     assert found.stats["rounds"] == MAX_ROUNDS
     assert len(found.examples) <= 1, "number 0 is the only multiple"
+
+
+async def test_whether_the_discriminator_is_believed_follows_from_all_rounds_together() -> None:
+    """A late round's few inputs may all look real by chance; they must not pass unfiltered."""
+
+    class Lucky(World):
+        """Rejects half of what it sees; what it keeps of the late inputs looks better than real."""
+
+        async def complete(
+            self, model: ModelSpec, prompts: list[str], sampling: Sampling
+        ) -> list[Completion]:
+            if not sampling.choices:
+                return await super().complete(model, prompts, sampling)
+            numbers = [int(prompt.split("item ")[1].split("\n")[0]) for prompt in prompts]
+            scores = [-1.0 if n % 2 else 0.1 if n < 100 else 9.0 for n in numbers]
+            return [Completion(choice_logprobs=(s, 0.0), finish_reason="length") for s in scores]
+
+    kit = replace(KIT, real_score_quantiles=(0.5, 1.0), threshold=0.0, fake_pass_rate=1.0)
+    found = await gather_examples(Recipe(name="x"), Lucky(), CAST, kit, count=90, seed=1)
+    first, second, *_ = found.stats["by_round"]
+    assert (first["written"], first["passed"]) == (100, 50)
+    assert second["passed"] < 50 + second["written"], "alone it would not have been filtered"
+    assert all(int(one.target) % 2 == 0 for one in found.examples)
+    assert len(found.examples) == 90
+    assert found.stats["filter"]["scored"] == len(found.judged) == len(found.scores) > 100
 
 
 async def test_each_round_draws_from_a_stream_of_its_own() -> None:

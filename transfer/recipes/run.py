@@ -4,16 +4,13 @@ The stages of an upgrade do the same step by step, with their results kept betwe
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..kit.kit import TransferKit
 from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
-from ..synthesis import filter_inputs, inputs_to_draw, label_inputs, synthesize
+from ..synthesis import Gatherers, gather_inputs, label_inputs
 from .recipe import Recipe
-
-MAX_ROUNDS = 8
-"""Of writing and filtering. Each draws a bounded number of samples, so gathering ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +31,12 @@ class Gathered:
 
     examples: list[Example]
     stats: dict[str, Any]
-    """wanted, drawn, written, passed, labelled, rounds, dropped by cause, and the figures of the
-    first round's filter."""
+    """wanted, drawn, written, passed, labelled, rounds, dropped by cause, the figures of the filter
+    over all rounds, and what each round came to."""
+    judged: list[str] = field(default_factory=list)
+    """All inputs that were written, kept or not: what a carried kit learns to judge."""
+    scores: list[float] = field(default_factory=list)
+    """The discriminator's score of each of `judged`; empty if it was not asked."""
 
 
 async def gather_examples(
@@ -50,8 +51,7 @@ async def gather_examples(
 ) -> Gathered:
     """Writes, filters and labels until there are `recipe.pool` times `count` inputs.
 
-    Round after round draws what is still missing by the pass rate so far; rejected inputs are
-    never put back, so fewer may come out.
+    See `gather_inputs`, which the stages of an upgrade use, too.
 
     Args:
         recipe: who writes, how it is filtered.
@@ -65,59 +65,40 @@ async def gather_examples(
     Raises:
         UnavailableError: generation failed altogether.
     """
-    writer = cast.next_base if recipe.writer == "next-base" else cast.teacher
     wanted = round(count * recipe.pool)
-    kept, seen = list[str](), list[str]()
-    dropped, first = Counter[str](), dict[str, Any]()
-    drawn, rounds = 0, 0
-    pass_rate: float | None = None
-    while len(kept) < wanted and rounds < MAX_ROUNDS:
-        written = await synthesize(
-            generator,
-            writer,
-            kit,
-            count=_to_write(recipe, kit, wanted - len(kept), pass_rate),
-            seed=seed * MAX_ROUNDS + rounds,
-            settings=recipe.draw,
-            known=seen,
-            checkpoint=checkpoint,
-        )
-        filtered = await filter_inputs(
-            generator,
-            cast.discriminator,
-            kit,
-            written.inputs,
+    gathered = await gather_inputs(
+        generator,
+        kit,
+        Gatherers(
+            writer=cast.next_base if recipe.writer == "next-base" else cast.teacher,
+            discriminator=cast.discriminator,
+            draw=recipe.draw,
             policy=recipe.filter,
-            checkpoint=checkpoint,
-        )
-        first = first or filtered.stats
-        rounds, drawn = rounds + 1, drawn + written.stats["drawn"]
-        dropped.update(written.stats["dropped"])
-        seen += written.inputs
-        kept += filtered.kept
-        if not written.inputs:
-            break
-        pass_rate = max(len(kept), 1) / len(seen)
+        ),
+        wanted=wanted,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    kept, rounds = gathered.result.kept, gathered.rounds
+    dropped = Counter[str]()
+    for one in rounds:
+        dropped.update(one["dropped"])
     inputs = kept[:wanted]
     labelled = await label_inputs(generator, cast.teacher, kit, inputs, checkpoint=checkpoint)
     return Gathered(
         examples=labelled.examples,
         stats={
             "wanted": wanted,
-            "drawn": drawn,
-            "written": len(seen),
+            "drawn": sum(one["drawn"] for one in rounds),
+            "written": len(gathered.inputs),
             "passed": len(kept),
             "labelled": len(labelled.examples),
-            "rounds": rounds,
+            "rounds": len(rounds),
+            "by_round": rounds,
             "dropped": dict(sorted(dropped.items())),
-            "filter": first,
+            "filter": gathered.result.stats,
             "labels": labelled.stats,
         },
+        judged=gathered.inputs,
+        scores=gathered.result.scores,
     )
-
-
-def _to_write(recipe: Recipe, kit: TransferKit, missing: int, pass_rate: float | None) -> int:
-    """More than is missing where a discriminator will refuse some."""
-    if not recipe.filter.discriminator:
-        return missing
-    return inputs_to_draw(kit, missing, pass_rate=pass_rate)

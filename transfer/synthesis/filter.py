@@ -105,20 +105,45 @@ async def filter_inputs(
         UnavailableError: an input could not be scored.
     """
     policy = policy or FilterPolicy()
-    if not policy.discriminator:
-        return _unfiltered(inputs, [], "this recipe uses no discriminator")
-    if kit.discriminator_auc < policy.least_auc:
-        return _unfiltered(
-            inputs, [], _undiscerning(kit.discriminator_auc, "the source base's synthetic")
+    scores: list[float] = []
+    if not why_unasked(kit, policy):
+        scores = await score_inputs(
+            generator,
+            discriminator,
+            inputs,
+            format=kit.format,
+            dataset_name=kit.dataset_name,
+            checkpoint=checkpoint,
         )
-    scores = await score_inputs(
-        generator,
-        discriminator,
-        inputs,
-        format=kit.format,
-        dataset_name=kit.dataset_name,
-        checkpoint=checkpoint,
-    )
+    return filter_by_scores(inputs, scores, kit, policy)
+
+
+def why_unasked(kit: TransferKit, policy: FilterPolicy) -> str:
+    """Returns why no input is to be scored at all; empty where the discriminator is asked."""
+    if not policy.discriminator:
+        return "this recipe uses no discriminator"
+    if kit.discriminator_auc < policy.least_auc:
+        return _undiscerning(kit.discriminator_auc, "the source base's synthetic")
+    return ""
+
+
+def filter_by_scores(
+    inputs: Sequence[str], scores: list[float], kit: TransferKit, policy: FilterPolicy
+) -> FilterResult:
+    """Keeps the inputs whose scores say that they are real, as `filter_inputs` does. Pure.
+
+    Whether the discriminator is to be believed follows from all the scores together, so give it
+    all inputs of one transfer: a small part may look real, or synthetic, by chance.
+
+    Args:
+        inputs: what to filter.
+        scores: of each input; empty if `why_unasked` says that none is asked for.
+        kit: threshold and calibration.
+        policy: how the discriminator is used.
+    """
+    why = why_unasked(kit, policy)
+    if why:
+        return _unfiltered(inputs, [], why)
     next_auc = None
     if scores and kit.real_score_quantiles:
         next_auc = auc(kit.real_score_quantiles, scores)
