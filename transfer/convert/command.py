@@ -7,6 +7,7 @@ from typing import Any
 from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError
 
 from .kinds import CONVERT, KEEP, REFUSE
+from .place import check_lora_place
 
 
 def run(
@@ -48,6 +49,8 @@ def run(
         InvalidArgumentError: unfit files or arguments.
         FailedPreconditionError: it can't be done, or would lose too much.
     """
+    if out is not None and not dry_run:
+        check_lora_place(out)
     # torch and transformers take seconds to import: bad arguments are told at once.
     from .files import read_kind
 

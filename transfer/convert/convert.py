@@ -20,11 +20,13 @@ from lorebase.serving.artifacts import (
 )
 from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError
 
+from ..directories import replace_directory
 from .compare import likeness, logits_of, probe_tokens
 from .delta import weight_changes
 from .factor import Factors, factorise
 from .files import CONFIG, WEIGHTS, load_fp32, load_peft, read_kind, source_sha256
 from .kinds import CONVERT, KEEP, REFUSE, Kind
+from .place import check_lora_place
 from .report import ConversionReport, ConvertSettings
 
 EXACT = 1.0 - 1e-6
@@ -46,7 +48,7 @@ def convert_adapter(
     Args:
         source_dir: what PEFT saved; a plain LoRA is copied.
         base_dir: the base that it was trained on; loaded twice, one after the other, in fp32.
-        out_dir: gets the PEFT directory; what is there is replaced.
+        out_dir: gets the PEFT directory; one that is there is replaced.
         base_id: name of the base in the result's config; the directory's name by default.
         settings: rank, and how much may be lost.
         texts: prompts on which original and result are compared, beside random tokens.
@@ -54,9 +56,10 @@ def convert_adapter(
     Raises:
         InvalidArgumentError: unfit files, or a change that no LoRA can hold.
         FailedPreconditionError: this type can't be converted, or too much would be lost; what to
-            do instead is in the message.
+            do instead is in the message. Or something that is no PEFT directory is in its place.
     """
     settings = settings or ConvertSettings()
+    check_lora_place(out_dir)
     kind = read_kind(source_dir)
     if kind.path not in (KEEP, CONVERT):
         raise FailedPreconditionError(
@@ -72,8 +75,7 @@ def convert_adapter(
             report = _convert(source_dir, base_dir, work, kind, base_id, settings, texts)
         (work / "README.md").write_text(report.page(), encoding="utf-8")
         work.chmod(0o755)
-        shutil.rmtree(out_dir, ignore_errors=True)
-        work.rename(out_dir)
+        replace_directory(work, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report

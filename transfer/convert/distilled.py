@@ -20,6 +20,7 @@ from lorebase.serving.artifacts import (
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import FailedPreconditionError
 
+from ..directories import replace_directory
 from ..distill.distill import load_base, training_pairs
 from ..distill.settings import DistillRecipe, LoraSettings
 from ..distill.train import TrainSummary, train_lora
@@ -30,6 +31,7 @@ from ..ports import Checkpoint, Example, ModelSpec, no_checkpoint
 from ..synthesis import filter_inputs, hold_out, inputs_to_draw, label_inputs, synthesize
 from .files import read_kind, source_sha256
 from .kinds import DISTILL, REFUSE
+from .place import check_lora_place
 from .report import DistilledReport, DistillSettings
 
 MIN_TRAINING = 32
@@ -62,17 +64,18 @@ def distill_adapter(
         source_dir: what PEFT saved.
         source_base: the base that it was trained on.
         kit_dir: transfer kit of the adapter, for that base.
-        out_dir: gets the PEFT directory; what is there is replaced.
+        out_dir: gets the PEFT directory; one that is there is replaced.
         target_base: base of the result; the source's by default.
         settings: how much, how long, and whether the gate must agree.
         checkpoint: called between batches and before every training step.
 
     Raises:
         InvalidArgumentError: unfit files.
-        FailedPreconditionError: a type that can't be run, too few usable inputs, or the gate
-            refuses the result.
+        FailedPreconditionError: a type that can't be run, too few usable inputs, the gate
+            refuses the result, or something that is no PEFT directory is in its place.
     """
     settings = settings or DistillSettings()
+    check_lora_place(out_dir)
     kind = read_kind(source_dir)
     if kind.path == REFUSE:
         raise FailedPreconditionError(kind.reason, reason="NOT_CONVERTIBLE")
@@ -112,8 +115,7 @@ def distill_adapter(
         )
         (work / "README.md").write_text(report.page(), encoding="utf-8")
         work.chmod(0o755)
-        shutil.rmtree(out_dir, ignore_errors=True)
-        work.rename(out_dir)
+        replace_directory(work, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report

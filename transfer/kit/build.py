@@ -30,7 +30,7 @@ from .material import (
     unique_examples,
     without_real,
 )
-from .storage import discriminator_dir, save_kit
+from .storage import check_kit_place, discriminator_dir, save_kit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +95,11 @@ def build_kit(
     Raises:
         InvalidArgumentError: too little data, too long texts, or the format's choices are not
             single tokens of this base.
-        FailedPreconditionError: the source base writes no usable negatives.
+        FailedPreconditionError: something that is no kit is in its place, or the source base
+            writes no usable negatives.
     """
     recipe = recipe or KitRecipe()
+    check_kit_place(out_dir)
     choice_tokens(tokenizer, format.choices)
     unique = unique_examples(examples, seeds=recipe.seeds)
     rng = random.Random(f"kit|{seed}")

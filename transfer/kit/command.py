@@ -11,6 +11,7 @@ from lorebase.serving.errors import InvalidArgumentError
 from ..ports import Checkpoint, Example, no_checkpoint
 from .format import FORMATS
 from .kit import TransferKit
+from .storage import check_kit_place
 
 MAX_DATA_BYTES = 1 << 30
 EXPECTED_LINES = "one JSON object a line with the strings `input` and `target`"
@@ -63,12 +64,14 @@ def build_kit_from_files(
 
     Raises:
         InvalidArgumentError: unknown format, unreadable file or base, too little data.
-        FailedPreconditionError: the base writes no usable negatives.
+        FailedPreconditionError: something that is no kit is in the kit's place, or the base
+            writes no usable negatives.
     """
     if format not in FORMATS:
         raise InvalidArgumentError(
             f"unknown task format {format!r}: expected {' or '.join(sorted(FORMATS))}"
         )
+    check_kit_place(out_dir)
     examples = read_examples(adapter_examples_jsonl)
     # Imports torch and transformers, which takes seconds: bad arguments are told at once.
     from ..distill.distill import load_base

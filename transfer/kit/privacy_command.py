@@ -11,7 +11,7 @@ from ..ports import Example, ModelSpec
 from .audit import closeness, contents, exposed, preference, seeds_of, spread
 from .command import read_examples
 from .format import FORMATS
-from .storage import load_kit
+from .storage import check_kit_place, load_kit
 
 SHOWN = 5
 """Texts that a report quotes."""
@@ -102,11 +102,13 @@ def scrub(
 
     Raises:
         InvalidArgumentError: unreadable files, or an unknown mode.
-        FailedPreconditionError: too little that is usable was written.
+        FailedPreconditionError: something that is no kit is in the new one's place, or too little
+            that is usable was written.
     """
     if mode not in ("synthetic", "mask"):
         raise InvalidArgumentError(f"unknown mode {mode!r}: expected synthetic or mask")
     old = load_kit(kit)
+    check_kit_place(out)
     # Imports torch and transformers, which takes seconds: bad arguments are told at once.
     from lorebase.serving.engine.protocol import VersionRef
 

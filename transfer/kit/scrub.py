@@ -19,7 +19,13 @@ from ..synthesis.label import label_inputs
 from .audit import NEAR, nearest
 from .kit import TransferKit
 from .mask import mask
-from .storage import DISCRIMINATOR_DIR, discriminator_dir, load_kit, save_kit
+from .storage import (
+    DISCRIMINATOR_DIR,
+    check_kit_place,
+    discriminator_dir,
+    load_kit,
+    save_kit,
+)
 
 Mode = Literal["synthetic", "mask"]
 
@@ -62,6 +68,7 @@ def scrub_kit(
         FailedPreconditionError: the base or the adapter gave too little that is usable.
     """
     kit = load_kit(kit_dir)
+    check_kit_place(out_dir)
     if mode == "synthetic":
         seeds = asyncio.run(_synthetic(kit, kit_dir, scrubber, seed))
     else:

@@ -19,6 +19,7 @@ from lorebase.serving.artifacts import (
 )
 from lorebase.serving.errors import InvalidArgumentError
 
+from ..directories import check_replaceable, replace_directory
 from .kit import MAX_SEEDS, MAX_TEXT_CHARS, SCHEMA_VERSION, TransferKit
 
 KIT_FILE = "kit.json"
@@ -28,6 +29,15 @@ MAX_KIT_BYTES = 2 * MAX_SEEDS * MAX_TEXT_CHARS * 6
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _SCHEMA = TypeAdapter(TransferKit)
+
+
+def check_kit_place(directory: Path) -> None:
+    """Checks that a kit may be written to `directory`.
+
+    Raises:
+        FailedPreconditionError: something that is no kit is there.
+    """
+    check_replaceable(directory, kind="a kit", mark=KIT_FILE, names=(KIT_FILE, DISCRIMINATOR_DIR))
 
 
 def save_kit(kit: TransferKit, discriminator: Path, directory: Path) -> None:
@@ -40,7 +50,9 @@ def save_kit(kit: TransferKit, discriminator: Path, directory: Path) -> None:
 
     Raises:
         InvalidArgumentError: the kit breaks its own bounds.
+        FailedPreconditionError: something that is no kit is there.
     """
+    check_kit_place(directory)
     try:
         text = json.dumps(asdict(kit), indent=2, sort_keys=True, allow_nan=False) + "\n"
     except ValueError as error:
@@ -53,9 +65,7 @@ def save_kit(kit: TransferKit, discriminator: Path, directory: Path) -> None:
         (staging / KIT_FILE).write_text(text)
         shutil.move(discriminator, staging / DISCRIMINATOR_DIR)
         staging.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.rename(directory)
+        replace_directory(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
