@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorebase.serving.errors import FailedPreconditionError
+from lorebase.transfer.governor import Governor
 
 from .upgrade_world import World
 
@@ -368,3 +369,18 @@ async def test_a_second_upgrade_waits_for_the_first_to_end(make_world: MakeWorld
     assert world.commands.start("next", [], "request-1").id == first.id
     with pytest.raises(FailedPreconditionError):
         world.commands.start("next", [], "request-2")
+
+
+async def test_a_controller_without_its_governor_ends_so_that_it_is_started_again(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("a/one")
+
+    async def dies(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Governor, "run", dies)
+    world.boot()
+    assert world.task is not None
+    with pytest.raises(RuntimeError, match="governor has ended"):
+        await asyncio.wait_for(world.task, 5)

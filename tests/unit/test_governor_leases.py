@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from lorebase.serving.engine.protocol import EngineStats
-from lorebase.serving.errors import ResourceExhaustedError
+from lorebase.serving.errors import ResourceExhaustedError, UnavailableError
 from lorebase.transfer.governor import Capacity, Governor, GovernorPolicy, LeaseTable, Probe
 from lorebase.transfer.governor import leases as leases_module
 
@@ -211,3 +211,27 @@ async def test_a_pause_revokes_at_once_whatever_the_load() -> None:
     assert governor.leases.capacity.batches == 0
     governor.pause(False)
     assert governor.leases.capacity.workers == 1
+
+
+async def test_a_governor_outlives_trouble_with_the_catalog() -> None:
+    class Idle:
+        async def engine_stats(self, base_id: str) -> EngineStats:
+            raise AssertionError("there is no engine to ask")
+
+    ticks = 0
+
+    def bases() -> tuple[str, ...]:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 1:
+            raise UnavailableError("the catalog is busy")
+        return ()
+
+    governor = Governor(GovernorPolicy(calm_s=0.001), Probe(Idle(), cpu=lambda: 1.0))
+    running = asyncio.create_task(governor.run(bases, interval_s=0.001))
+    try:
+        async with asyncio.timeout(5), governor.leases.lease("train", "x"):
+            assert ticks > 1
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

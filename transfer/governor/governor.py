@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from .leases import LeaseKind, LeaseTable
 from .policy import NOTHING, Capacity, GovernorPolicy, capacity, start, step
 from .probe import Probe
+
+_log = structlog.get_logger(__name__)
 
 
 class Governor:
@@ -46,9 +50,16 @@ class Governor:
         return self.leases.capacity
 
     async def run(self, bases: Callable[[], Sequence[str]], interval_s: float = 0.5) -> None:
-        """Ticks until cancelled; `bases` is asked anew each time."""
+        """Ticks until cancelled; `bases` is asked anew each time.
+
+        A tick that fails is logged, the leases stay as they are, and the next one tries again.
+        """
         while True:
-            await self.tick(bases())
+            try:
+                await self.tick(bases())
+            except Exception as error:
+                # Without a governor nothing would ever be granted or revoked again.
+                _log.warning("governor_tick_failed", error=repr(error))
             await asyncio.sleep(interval_s)
 
     def _apply(self) -> None:

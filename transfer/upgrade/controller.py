@@ -50,7 +50,11 @@ class UpgradeController:
         self._poked.set()
 
     async def run(self) -> None:
-        """Reconciles until cancelled; an error is logged and the next round tries again."""
+        """Reconciles until cancelled; an error is logged and the next round tries again.
+
+        Raises:
+            RuntimeError: the governor has ended, without which no work is ever granted again.
+        """
         governor = asyncio.create_task(
             self._deps.governor.run(self._bases, self._deps.settings.governor_tick_s)
         )
@@ -65,6 +69,8 @@ class UpgradeController:
                     async with asyncio.timeout(self._deps.settings.poll_s):
                         await self._poked.wait()
                 self._poked.clear()
+                if governor.done():
+                    raise RuntimeError(f"the governor has ended: {governor}")
         finally:
             governor.cancel()
             await self._stop_work()
