@@ -6,7 +6,7 @@ Pure asyncio, one event loop. First come, first served.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from ..errors import ResourceExhaustedError, UnavailableError
 
@@ -89,7 +89,8 @@ class Admission:
                 # The slot was handed over in the same moment: pass it on.
                 self._release()
             else:
-                self._waiting.remove(turn)
+                with suppress(ValueError):  # _release may have skipped over it already
+                    self._waiting.remove(turn)
             raise
 
     def _release(self) -> None:

@@ -122,6 +122,50 @@ async def test_slot_handed_to_one_that_is_cancelled_in_the_same_moment_is_passed
     assert admission.running == 0
 
 
+async def test_one_cancelled_in_the_turn_in_which_a_slot_is_freed_costs_nobody_the_slot() -> None:
+    admission = Admission(max_concurrency=1, max_queue=2, clock=Clock())
+    log: list[str] = []
+    first, second = asyncio.Event(), asyncio.Event()
+    second.set()
+    a = asyncio.create_task(hold(admission, log, "a", first))
+    await settle()
+    b = asyncio.create_task(hold(admission, log, "b", second))
+    await settle()
+    # a runs before b in the next turn: it frees its slot when b is cancelled but not yet told.
+    first.set()
+    b.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await b
+    await a
+    assert (admission.running, admission.waiting) == (0, 0)
+    await hold(admission, log, "c", second)
+    assert log == ["a", "c"]
+
+
+async def test_a_deadline_that_passes_in_the_turn_in_which_a_slot_is_freed_is_a_timeout() -> None:
+    admission = Admission(max_concurrency=1, max_queue=2, clock=Clock())
+    first = asyncio.Event()
+    a = asyncio.create_task(hold(admission, [], "a", first))
+    await settle()
+
+    limits: list[asyncio.Timeout] = []
+
+    async def limited() -> None:
+        async with asyncio.timeout(None) as deadline:
+            limits.append(deadline)
+            async with admission.slot():
+                pass
+
+    b = asyncio.create_task(limited())
+    await settle()
+    limits[0].reschedule(0.0)
+    first.set()
+    with pytest.raises(TimeoutError):
+        await b
+    await a
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
 async def test_closed_admission_refuses_newcomers_but_lets_the_queue_finish() -> None:
     admission = Admission(max_concurrency=1, max_queue=2, clock=Clock())
     log: list[str] = []
