@@ -112,9 +112,6 @@ class RayWorkerPool:
                     outcome: DistillOutcome = await result
                     break
                 on_progress(await worker.poll.remote(job.key, lease.granted))
-        except asyncio.CancelledError:
-            await self._cancel(worker, job.key, result)
-            raise
         except RayError as error:
             own = own_error(error, "the training worker died")
             if isinstance(own, UnavailableError):
@@ -122,6 +119,10 @@ class RayWorkerPool:
             else:
                 self._release(worker)
             raise own from error
+        except BaseException:
+            # Whatever it was, the job may be started again: two trainings must not share a folder.
+            await self._cancel(worker, job.key, result)
+            raise
         self._release(worker)
         return outcome
 

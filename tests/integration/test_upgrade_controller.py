@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lorebase.serving.errors import FailedPreconditionError
+from lorebase.serving.catalog import NewEvent
+from lorebase.serving.errors import FailedPreconditionError, UnavailableError
 from lorebase.transfer.governor import Governor
+from lorebase.transfer.upgrade.history import STAGE_FAILED, STAGE_PROGRESS
 
 from .upgrade_world import World
 
@@ -222,6 +224,25 @@ async def test_a_dying_worker_costs_one_more_try_of_the_stage_only(make_world: M
     assert len(world.workers.jobs) == 3
     assert len({job.key for job in world.workers.jobs}) == 1, "the same key, so the same result"
     assert set(finished_stages(world).values()) == {1}
+
+
+async def test_progress_that_can_not_be_written_costs_no_work(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("a/one")
+    real = world.catalog.append_event
+
+    def append(event: NewEvent) -> None:
+        if event.kind == STAGE_PROGRESS:
+            raise UnavailableError("the catalog is busy")
+        real(event)
+
+    monkeypatch.setattr(world.catalog, "append_event", append)
+    world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    assert world.states() == {"a/one": "promoted"}
+    assert not [event for event in world.events() if event.kind == STAGE_FAILED]
 
 
 async def test_trouble_that_lasts_fails_the_migration_and_resume_finishes_it(
