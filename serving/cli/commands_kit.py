@@ -46,6 +46,25 @@ def build(
     ] = "document",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     seeds: Annotated[int, typer.Option(help="Examples that the kit keeps.", min=1)] = 5,
+    seeds_only: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-only",
+            help="No discriminator: for an adapter of whose data five or more examples are left.",
+        ),
+    ] = False,
+    with_inputs: Annotated[
+        int,
+        typer.Option(
+            "--with-inputs",
+            metavar="N",
+            min=0,
+            help="Real inputs, without answers, to hand over by consent.",
+        ),
+    ] = 0,
+    consent: Annotated[
+        str, typer.Option("--consent", metavar="TEXT", help="Who allows that, and for what.")
+    ] = "",
 ) -> None:
     """Make a transfer kit where the data is: a discriminator, a few seeds, no data.
 
@@ -63,6 +82,9 @@ def build(
         format=task_format,
         seed=seed,
         seeds=seeds,
+        seeds_only=seeds_only,
+        with_inputs=with_inputs,
+        consent=consent,
     )
     session.show(summary, lambda: render.facts(summary))
 

@@ -12,6 +12,7 @@ from lorebase.serving.errors import InvalidArgumentError
 from lorebase.transfer.kit import DOCUMENT, TransferKit
 from lorebase.transfer.kit.audit import closeness, contents, exposed, nearest, preference, spread
 from lorebase.transfer.kit.canary import found_in_files, found_in_texts, make_canaries
+from lorebase.transfer.kit.kit import Consent
 from lorebase.transfer.kit.mask import mask
 from lorebase.transfer.kit.privacy_command import audit, read_inputs
 from lorebase.transfer.ports import Example
@@ -66,7 +67,24 @@ def test_an_audit_shows_all_that_a_kit_says(tmp_path: Path) -> None:
 
 def test_a_clean_kit_holds_its_seeds_and_no_other_real_text(tmp_path: Path) -> None:
     found = exposed(write_kit(tmp_path / "kit", kit()), DATA)
-    assert found == {"seeds_from_data": 3, "beyond_seeds": []}
+    assert found == {"seeds_from_data": 3, "by_consent": 0, "beyond_seeds": []}
+
+
+def test_real_inputs_that_somebody_consented_to_are_listed_and_no_finding(tmp_path: Path) -> None:
+    shared = kit(
+        schema_version=2,
+        real_inputs=tuple(item.input for item in DATA[5:9]),
+        consent=Consent(text="the owner, for upgrades", given_on="2026-11-22"),
+    )
+    directory = write_kit(tmp_path / "kit", shared)
+    told = contents(directory)
+    assert told["real_inputs"] == [item.input for item in DATA[5:9]]
+    assert told["consent"] == {"text": "the owner, for upgrades", "given_on": "2026-11-22"}
+    assert exposed(directory, DATA) == {
+        "seeds_from_data": 3,
+        "by_consent": 4,
+        "beyond_seeds": [],
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from lorebase.serving.artifacts import AdapterLimits, BaseShapes
 from lorebase.serving.errors import InvalidArgumentError
 from lorebase.transfer.kit import DOCUMENT, TransferKit, check_kit, load_kit, save_kit
-from lorebase.transfer.kit.kit import MAX_SEEDS, MAX_TEXT_CHARS
+from lorebase.transfer.kit.calibrate import LETS_ALL_PASS
+from lorebase.transfer.kit.kit import MAX_SEEDS, MAX_TEXT_CHARS, Consent
 from lorebase.transfer.kit.storage import MAX_KIT_BYTES
 from lorebase.transfer.ports import Example
 
@@ -63,6 +64,62 @@ def edit(kit_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_saved_kit_loads_as_it_was(kit_dir: Path) -> None:
     assert load_kit(kit_dir) == KIT
     assert check_kit(kit_dir, BASE, AdapterLimits()) == KIT
+
+
+def test_kits_that_need_nothing_new_stay_readable_for_older_readers(kit_dir: Path) -> None:
+    written = json.loads((kit_dir / "kit.json").read_text())
+    assert written["schema_version"] == 1
+    assert not {"discriminator", "real_inputs", "consent"} & set(written)
+
+
+SEEDS_ONLY = replace(KIT, schema_version=2, discriminator=False, **LETS_ALL_PASS)
+
+
+def test_a_kit_may_say_that_it_has_no_discriminator(tmp_path: Path) -> None:
+    save_kit(SEEDS_ONLY, None, tmp_path / "kit")
+    assert check_kit(tmp_path / "kit", BASE, AdapterLimits()) == SEEDS_ONLY
+    assert [path.name for path in (tmp_path / "kit").iterdir()] == ["kit.json"]
+    assert not SEEDS_ONLY.discriminates
+    assert not replace(SEEDS_ONLY, discriminator_auc=1.0).discriminates
+    with pytest.raises(ValueError, match="discriminator=True"):
+        save_kit(KIT, None, tmp_path / "other")
+    write_adapter(tmp_path / "kit" / "discriminator")
+    with pytest.raises(InvalidArgumentError, match="unknown file 'discriminator"):
+        check_kit(tmp_path / "kit", BASE, AdapterLimits())
+
+
+CONSENT = Consent(text="A. Owner, for upgrades", given_on="2026-11-22")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discriminator": False}, "schema version 1 and discriminator, which takes version 2"),
+        ({"real_inputs": ("x",)}, "schema version 1 and real_inputs"),
+        ({"schema_version": 2, "real_inputs": ("x",)}, "1 real inputs but no consent"),
+        ({"schema_version": 2, "real_inputs": (" ",), "consent": CONSENT}, "real input 1 is"),
+        (
+            {"schema_version": 2, "consent": replace(CONSENT, text="yes")},
+            "consent.text: String should have at least 8",
+        ),
+        (
+            {"schema_version": 2, "real_inputs": ("x" * 32_000,) * 250, "consent": CONSENT},
+            "keep fewer real inputs",
+        ),
+    ],
+)
+def test_real_inputs_need_a_consent_and_the_version_that_knows_both(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    weights = write_adapter(tmp_path / "d") if changes.get("discriminator", True) else None
+    with pytest.raises(InvalidArgumentError, match=message):
+        save_kit(replace(KIT, **changes), weights, tmp_path / "kit")
+
+
+def test_consented_inputs_are_saved_without_answers(tmp_path: Path) -> None:
+    shared = replace(KIT, schema_version=2, real_inputs=("x y",), consent=CONSENT)
+    save_kit(shared, write_adapter(tmp_path / "d"), tmp_path / "kit")
+    assert check_kit(tmp_path / "kit", BASE, AdapterLimits()) == shared
 
 
 def test_saving_replaces_an_older_kit_and_leaves_no_staging(tmp_path: Path, kit_dir: Path) -> None:

@@ -1,13 +1,15 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorebase.serving.errors import InvalidArgumentError
-from lorebase.transfer.kit import DOCUMENT
+from lorebase.transfer.kit import DOCUMENT, load_kit
 from lorebase.transfer.kit.command import read_examples, run
-from lorebase.transfer.kit.kit import MAX_TEXT_CHARS
+from lorebase.transfer.kit.consented import with_real_inputs
+from lorebase.transfer.kit.kit import MAX_TEXT_CHARS, Consent
 from lorebase.transfer.kit.material import (
     data_fingerprint,
     discriminator_pairs,
@@ -16,6 +18,7 @@ from lorebase.transfer.kit.material import (
     unique_examples,
     without_real,
 )
+from lorebase.transfer.kit.seeds_only import build_seeds_only
 from lorebase.transfer.ports import Example
 
 DATA = [Example(input=f"input {n}", target=f"answer {n}") for n in range(40)]
@@ -41,6 +44,62 @@ def test_data_that_makes_no_kit_is_refused(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         unique_examples(examples, seeds=seeds)
+
+
+def test_five_examples_make_a_kit_without_a_discriminator_and_four_do_not(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="--seeds-only"):
+        unique_examples(DATA[:10], seeds=5)
+    with pytest.raises(InvalidArgumentError, match="got 4 different examples, at least 5"):
+        unique_examples(DATA[:4], seeds=5, seeds_only=True)
+    kit = build_seeds_only(
+        tokenizer=Words(),
+        examples=DATA[:5],
+        dataset_name="things",
+        base_id="old",
+        format=DOCUMENT,
+        out_dir=tmp_path / "kit",
+    )
+    assert load_kit(tmp_path / "kit") == kit
+    assert sorted(seed.input for seed in kit.seeds) == [item.input for item in DATA[:5]]
+    assert (kit.discriminator, kit.discriminates, kit.schema_version) == (False, False, 2)
+    assert kit.max_input_chars == 2 * len("input 0")
+    assert kit.max_input_tokens == 2 * (2 + 8), "two words, room for the stop, twice"
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[str]:
+        assert not add_special_tokens
+        return text.split()
+
+
+def test_real_inputs_go_into_a_kit_with_a_consent_only(tmp_path: Path) -> None:
+    plain = build_seeds_only(
+        tokenizer=Words(),
+        examples=DATA,
+        dataset_name="things",
+        base_id="old",
+        format=DOCUMENT,
+        out_dir=tmp_path / "kit",
+    )
+    consent = Consent(text="A. Owner, for upgrades", given_on="2026-11-22")
+    shared = with_real_inputs(plain, DATA, 30, consent)
+    seeds = {seed.input for seed in plain.seeds}
+    assert len(shared.real_inputs) == 30
+    assert set(shared.real_inputs) <= {item.input for item in DATA} - seeds
+    assert len(with_real_inputs(plain, DATA, 1000, consent).real_inputs) == 35, "all there are"
+    assert with_real_inputs(plain, DATA, 0, None) == plain
+    for count, given, message in (
+        (3, None, "no consent"),
+        (0, consent, "no real inputs"),
+        (1001, consent, "got 1001 real inputs"),
+        (3, replace(consent, text="  yes   "), "who allows it"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            with_real_inputs(plain, DATA, count, given)
+    with pytest.raises(InvalidArgumentError, match="all of them seeds"):
+        with_real_inputs(plain, plain.seeds, 3, consent)
 
 
 def test_limits_leave_room_above_the_longest_real_texts() -> None:

@@ -64,6 +64,9 @@ def contents(kit_dir: Path) -> dict[str, Any]:
         "seeds_are": str(kit.provenance.get("seeds", "real examples")),
         "dataset_name": kit.dataset_name,
         "dataset_size": kit.dataset_size,
+        "discriminator": kit.discriminator,
+        "real_inputs": list(kit.real_inputs),
+        "consent": None if kit.consent is None else asdict(kit.consent),
         "figures": {
             name: getattr(kit, name)
             for name in (
@@ -86,6 +89,7 @@ def exposed(kit_dir: Path, data: Sequence[Example]) -> dict[str, Any]:
 
     Returns:
         seeds_from_data: seeds that are examples of the data, which is what they are meant to be.
+        by_consent: real inputs in the kit that its consent covers; they are no finding.
         beyond_seeds: real inputs or answers (of some length) in any other text of the kit.
     """
     kit = load_kit(kit_dir)
@@ -101,18 +105,20 @@ def exposed(kit_dir: Path, data: Sequence[Example]) -> dict[str, Any]:
     }
     return {
         "seeds_from_data": len(seeds & known),
+        "by_consent": len({normalise(text) for text in kit.real_inputs} & known),
         "beyond_seeds": sorted(text for text, key in looked_for.items() if key in said),
     }
 
 
 def _other_texts(kit_dir: Path) -> Iterator[str]:
-    """Yields every string of a kit's JSON files but its seeds."""
+    """Yields every string of a kit's JSON files but its seeds and what consent covers."""
     for name, path in list_files(kit_dir).items():
         if not name.endswith(".json"):
             continue
         value = json.loads(path.read_text(encoding="utf-8"))
         if name == KIT_FILE:
             value.pop("seeds")
+            value.pop("real_inputs", None)
         yield from _strings(value)
 
 

@@ -20,8 +20,9 @@ from ..ports import Checkpoint, Example, ModelSpec, no_checkpoint
 from ..synthesis.draw import DrawSettings, SynthesisResult, draw_inputs
 from ..synthesis.filter import score_inputs
 from .calibrate import REAL_PASS_RATE, Calibration, calibrate
+from .consented import check_consent, with_real_inputs
 from .format import TaskFormat
-from .kit import USABLE_AUC, TransferKit
+from .kit import USABLE_AUC, Consent, TransferKit
 from .material import (
     data_fingerprint,
     discriminator_pairs,
@@ -69,13 +70,15 @@ def build_kit(
     seed: int = 0,
     recipe: KitRecipe | None = None,
     base_revision: str = "",
+    real_inputs: int = 0,
+    consent: Consent | None = None,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> TransferKit:
     """Makes a kit: seeds, a discriminator of real against synthetic inputs, its threshold.
 
     The source base writes negatives after the seeds; a LoRA on it learns to tell them from the
     real inputs, half and half; held-out inputs of both kinds calibrate the threshold. Nothing
-    of the data but the seeds and some figures goes into the kit.
+    of the data but the seeds and some figures goes into the kit, unless there is consent to more.
 
     Must not be called from a running event loop.
 
@@ -90,16 +93,19 @@ def build_kit(
         seed: fixes the choice of seeds, the sampling and the training.
         recipe: counts, sizes and rates.
         base_revision: goes into the provenance.
+        real_inputs: further real inputs, without answers, that the kit holds by consent.
+        consent: to them.
         checkpoint: called during synthesis and training.
 
     Raises:
-        InvalidArgumentError: too little data, too long texts, or the format's choices are not
-            single tokens of this base.
+        InvalidArgumentError: too little data, too long texts, real inputs without consent, or the
+            format's choices are not single tokens of this base.
         FailedPreconditionError: something that is no kit is in its place, or the source base
             writes no usable negatives.
     """
     recipe = recipe or KitRecipe()
     check_kit_place(out_dir)
+    check_consent(real_inputs, consent)
     choice_tokens(tokenizer, format.choices)
     unique = unique_examples(examples, seeds=recipe.seeds)
     rng = random.Random(f"kit|{seed}")
@@ -145,6 +151,7 @@ def build_kit(
                 **_figures(summary, real, fake, cut),
             },
         )
+        kit = with_real_inputs(kit, rest, real_inputs, consent)
         save_kit(kit, weights, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,6 +16,14 @@ QUANTILES = 21
 RANKS = (np.arange(QUANTILES) + 0.5) / QUANTILES
 """Middles of as many equal parts, so that each score stands for one of them."""
 
+LETS_ALL_PASS = {
+    "threshold": 0.0,
+    "discriminator_auc": 0.5,
+    "real_pass_rate": 1.0,
+    "fake_pass_rate": 1.0,
+}
+"""A kit's figures where there is nothing that could filter."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:

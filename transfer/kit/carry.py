@@ -25,7 +25,7 @@ from ..distill.train import TrainSummary, train_lora
 from ..hf_generator import HfGenerator, choice_tokens
 from ..ports import Checkpoint, ModelSpec, no_checkpoint
 from ..synthesis.filter import score_inputs
-from .calibrate import Calibration, auc, calibrate
+from .calibrate import LETS_ALL_PASS, Calibration, auc, calibrate
 from .format import TaskFormat
 from .kit import MAX_TEXT_CHARS, TransferKit
 from .material import discriminator_pairs, split_held_out
@@ -115,7 +115,7 @@ def carry_kit(
     work = Path(tempfile.mkdtemp(prefix=".kit-carry-", dir=out_dir.parent))
     try:
         carried = _Carrier(kit, base, recipe, work, seed, checkpoint).carry(judged)
-        save_kit(carried, discriminator_dir(work), out_dir)
+        save_kit(carried, discriminator_dir(work) if carried.discriminator else None, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return carried
@@ -135,10 +135,11 @@ class _Carrier:
         accepted, rejected = _split(judged, self.kit)
         why = _nothing_to_learn(self.kit, judged, accepted, rejected)
         limits = self._limits(judged)
+        if not self.kit.discriminator:
+            return self._kit(format, limits, 0, {}, {"why": why})
         if why:
             summary = self._train([(format.discriminator_prompt("-", ""), format.choices[1])], 1)
-            blank = {"discriminator_auc": 0.5, "real_pass_rate": 1.0, "fake_pass_rate": 1.0}
-            return self._kit(format, limits, summary, blank | {"threshold": 0.0}, {"why": why})
+            return self._kit(format, limits, summary.steps, dict(LETS_ALL_PASS), {"why": why})
         real = split_held_out(accepted, self.recipe.held_out_share)
         fake = split_held_out(rejected, self.recipe.held_out_share)
         rng = random.Random(f"carry|{self.seed}")
@@ -157,7 +158,7 @@ class _Carrier:
             "accepted_pass_rate": round(cut.real_pass_rate, 4),
             "rejected_pass_rate": round(cut.fake_pass_rate, 4),
         }
-        return self._kit(format, limits, summary, figures, parts)
+        return self._kit(format, limits, summary.steps, figures, parts)
 
     def _train(self, pairs: Sequence[tuple[str, str]], steps: int | None) -> TrainSummary:
         return train_lora(
@@ -206,7 +207,7 @@ class _Carrier:
         self,
         format: TaskFormat,
         limits: dict[str, Any],
-        summary: TrainSummary,
+        steps: int,
         figures: dict[str, Any],
         parts: dict[str, Any],
     ) -> TransferKit:
@@ -216,7 +217,7 @@ class _Carrier:
             "from_base": old.base_id,
             "hops": int(before.get("hops", 0)) + 1,
             "old_auc": round(old.discriminator_auc, 4),
-            "steps": summary.steps,
+            "steps": steps,
             **parts,
         }
         provenance = {
@@ -268,6 +269,8 @@ def _nothing_to_learn(
     kit: TransferKit, judged: Judged, accepted: Sequence[str], rejected: Sequence[str]
 ) -> str:
     """Returns why no discriminator can be learnt; empty if one can."""
+    if not kit.discriminator:
+        return "the kit has no discriminator"
     if not kit.discriminates:
         return f"the old discriminator can't discriminate (AUC {kit.discriminator_auc:.2f})"
     if not judged.scores:

@@ -14,6 +14,8 @@ from .kit import MAX_SEEDS, MAX_TEXT_CHARS
 
 MIN_EXAMPLES = 24
 """Fewer can't train and calibrate a discriminator."""
+MIN_SEEDS_ONLY = 5
+"""Fewer examples tell a base too little of what the task's inputs look like."""
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
@@ -22,8 +24,15 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def unique_examples(examples: Sequence[Example], *, seeds: int) -> list[Example]:
+def unique_examples(
+    examples: Sequence[Example], *, seeds: int, seeds_only: bool = False
+) -> list[Example]:
     """Returns the different examples in their order.
+
+    Args:
+        examples: the client's data.
+        seeds: how many of them stay in the kit.
+        seeds_only: whether no discriminator is to be made of them.
 
     Raises:
         InvalidArgumentError: too few, an empty or too long text, or a senseless number of seeds.
@@ -31,11 +40,16 @@ def unique_examples(examples: Sequence[Example], *, seeds: int) -> list[Example]
     if not 1 <= seeds <= MAX_SEEDS:
         raise InvalidArgumentError(f"got {seeds} seeds, expected 1 to {MAX_SEEDS}")
     unique = list({example.input: example for example in examples}.values())
-    if len(unique) < max(MIN_EXAMPLES, 3 * seeds):
+    least = max(MIN_SEEDS_ONLY, seeds) if seeds_only else max(MIN_EXAMPLES, 3 * seeds)
+    if len(unique) < least:
         raise InvalidArgumentError(
-            f"got {len(unique)} different examples, at least "
-            f"{max(MIN_EXAMPLES, 3 * seeds)} are needed to train and calibrate a "
-            "discriminator"
+            f"got {len(unique)} different examples, at least {least} are needed to "
+            + (
+                "show a base what the inputs look like"
+                if seeds_only
+                else "train and calibrate a discriminator; if that is all that is left of the "
+                "data, make a kit without one (`--seeds-only`)"
+            )
         )
     for number, example in enumerate(unique):
         if not example.input.strip() or not example.target.strip():

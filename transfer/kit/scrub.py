@@ -52,8 +52,8 @@ def scrub_kit(
 ) -> TransferKit:
     """Writes a kit like another one, without its real seeds.
 
-    The discriminator, its threshold and the figures stay; the digest of the data goes. Must not
-    be called from a running event loop.
+    The discriminator, its threshold and the figures stay; real inputs that somebody consented to
+    and the digest of the data go. Must not be called from a running event loop.
 
     Args:
         kit_dir: the kit; it is left alone.
@@ -77,12 +77,14 @@ def scrub_kit(
         seeds = asyncio.run(_answered(kit, scrubber, texts))
     provenance = {name: value for name, value in kit.provenance.items() if name != "data_sha256"}
     provenance["seeds"] = "synthetic" if mode == "synthetic" else "masked"
-    scrubbed = replace(kit, seeds=tuple(seeds), provenance=provenance)
+    scrubbed = replace(kit, seeds=tuple(seeds), real_inputs=(), consent=None, provenance=provenance)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".scrub-", dir=out_dir.parent))
     try:
-        shutil.copytree(discriminator_dir(kit_dir), work / DISCRIMINATOR_DIR)
-        save_kit(scrubbed, work / DISCRIMINATOR_DIR, out_dir)
+        weights = None
+        if kit.discriminator:
+            weights = shutil.copytree(discriminator_dir(kit_dir), work / DISCRIMINATOR_DIR)
+        save_kit(scrubbed, weights, out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return scrubbed

@@ -122,6 +122,8 @@ def why_unasked(kit: TransferKit, policy: FilterPolicy) -> str:
     """Returns why no input is to be scored at all; empty where the discriminator is asked."""
     if not policy.discriminator:
         return "this recipe uses no discriminator"
+    if not kit.discriminator:
+        return "the kit has no discriminator"
     if kit.discriminator_auc < policy.least_auc:
         return _undiscerning(kit.discriminator_auc, "the source base's synthetic")
     return ""
