@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -33,7 +34,11 @@ _log = structlog.get_logger(__name__)
 
 def build_deps(settings: Settings) -> Deps:
     """Returns the controller's world on a running instance."""
-    upgrade = settings_from(settings.upgrade, cores=len(os.sched_getaffinity(0)))
+    upgrade = replace(
+        settings_from(settings.upgrade, cores=len(os.sched_getaffinity(0))),
+        # As long as a gateway lets a request take: none is cut off because an engine retires.
+        drain_timeout_s=settings.serving.max_request_s,
+    )
     metrics = UpgradeMetrics(CollectorRegistry())
     cluster = RayCluster(settings)
     governor = Governor(upgrade.governor, Probe(cluster), metrics.lease)

@@ -1,6 +1,7 @@
 """An adapter moves from base to base to base, with the kit that it came with."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
         world.catalog.close()
 
 
-async def hop(world: World, to_base: str) -> None:
-    upgrade = world.commands.start(to_base, [], "")
+async def hop(world: World, to_base: str, adapters: Sequence[str] = ()) -> None:
+    upgrade = world.commands.start(to_base, adapters, "")
     if world.task is None:
         world.boot()
     await world.completed()
@@ -109,3 +110,49 @@ async def test_without_carrying_the_second_hop_says_what_is_missing(
     [planned] = world.commands.plan("third", []).migrations
     assert not planned.feasible
     assert "fits base 'old', but the adapter runs on 'next'" in planned.reason
+
+
+async def test_an_engine_that_a_former_hop_had_to_keep_goes_when_nothing_holds_it_any_more(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/one")
+    await hop(world, "next", ["a/one"])
+    world.add_adapter("a/legacy", kit=False)
+    await hop(world, "third", ["a/one"])
+    await world.until(lambda: world.cluster.engines == {"old", "third"})
+    assert set(world.catalog.serving_bases()) == {"old", "third"}, "a/legacy runs on it"
+    world.catalog.delete_adapter("a/legacy")
+    await world.until(lambda: world.cluster.engines == {"third"})
+    assert world.catalog.serving_bases() == ("third",)
+
+
+async def test_an_engine_is_not_retired_under_requests_that_wait_for_their_first_token(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/one")
+    world.cluster.waiting_foreground = 1
+    await hop(world, "next")
+    await world.until(lambda: world.catalog.serving_bases() == ("next",))
+    await asyncio.sleep(0.5)
+    assert world.cluster.retired == []
+    world.cluster.waiting_foreground = 0
+    await world.until(lambda: world.cluster.retired == ["old"])
+
+
+async def test_a_new_upgrade_does_not_wait_for_an_engine_that_drains(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world("a/one")
+    upgrade = world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    world.commands.finish(upgrade.id)
+    world.cluster.running_foreground = 1
+    await world.until(lambda: world.catalog.serving_bases() == ("next",))
+    world.commands.start("third", [], "")
+    await world.until(lambda: world.upgrade_state() == "migrating")
+    assert world.cluster.retired == []
+    world.cluster.running_foreground = 0
+    await world.completed()
+    world.commands.finish("")
+    await world.until(lambda: world.cluster.engines == {"third"})

@@ -102,6 +102,7 @@ class FakeCluster:
         self.refreshed = 0
         self.retired: list[str] = []
         self.running_foreground = 0
+        self.waiting_foreground = 0
 
     async def deploy_engine(self, base: Base) -> None:
         await asyncio.sleep(0)
@@ -129,7 +130,7 @@ class FakeCluster:
         return EngineStats(
             base_id=base_id,
             running_foreground=self.running_foreground,
-            waiting_foreground=0,
+            waiting_foreground=self.waiting_foreground,
             running_background=0,
             loaded_versions=0,
             rss_bytes=0,

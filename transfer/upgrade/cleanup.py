@@ -1,4 +1,4 @@
-"""What remains to be done when an upgrade has ended: retire the engine that nobody needs."""
+"""What remains to be done when an upgrade has ended: retire the engines that nobody needs."""
 
 import asyncio
 from collections import Counter
@@ -16,6 +16,8 @@ from .states import MigrationEvent, MigrationState, UpgradeState
 from .writes import apply_event
 
 DRAIN_POLL_S = 0.2
+DRAIN_FAILURES = 3
+"""Failed looks at an engine, one after the other, after which it counts as gone."""
 
 _log = structlog.get_logger(__name__)
 
@@ -33,13 +35,17 @@ class Cleaner:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._clean: tuple[str, str, int] | None = None
+        self._stopping: set[str] = set()
 
     def forget(self) -> None:
         """An upgrade runs again: what is clean now need not stay so."""
         self._clean = None
 
     async def clean(self) -> None:
-        """Retires what the newest upgrade left over; a no-op once all is done."""
+        """Retires every engine that nobody needs; a no-op once all is done.
+
+        Leaves off when a new upgrade starts meanwhile, which then comes first.
+        """
         deps = self._deps
         try:
             upgrade = deps.catalog.get_upgrade(None)
@@ -49,14 +55,25 @@ class Cleaner:
         seen = (upgrade.id, upgrade.state, deps.catalog.route_revision())
         if self._clean == seen:
             return
-        base_id = leftover(upgrade)
-        if base_id is not None and base_id != deps.catalog.current_base():
+        for base_id in self._unneeded(upgrade):
             await self._retire(upgrade, base_id)
+            if deps.catalog.active_upgrade() is not None:
+                return
         if upgrade.state == UpgradeState.FINISHED:
             self._retire_migrations(upgrade)
         migrations = deps.catalog.migrations_of(upgrade.id)
         deps.metrics.migrations(Counter(one.state for one in migrations))
         self._clean = (upgrade.id, upgrade.state, deps.catalog.route_revision())
+
+    def _unneeded(self, upgrade: Upgrade) -> list[str]:
+        """Returns bases that are out of use, but for routes that may hold them.
+
+        Those of former upgrades are among them: what held their engines then may be gone by now.
+        """
+        left = leftover(upgrade)
+        found = [*self._stopping, *([left] if left else []), *self._deps.catalog.serving_bases()]
+        current = self._deps.catalog.current_base()
+        return [base_id for base_id in dict.fromkeys(found) if base_id != current]
 
     async def _retire(self, upgrade: Upgrade, base_id: str) -> None:
         """Stops an engine unless routes lead to it; then it says which."""
@@ -64,13 +81,16 @@ class Cleaner:
         holders = adapters_on(deps.catalog, base_id)
         if not holders:
             try:
-                await self._drain(base_id)
+                if not await self._drain(base_id):
+                    return
             except FailedPreconditionError:
                 holders = adapters_on(deps.catalog, base_id)
         if holders:
+            self._stopping.discard(base_id)
             self._note_kept(upgrade, base_id, holders)
             return
         await deps.cluster.retire_engine(base_id)
+        self._stopping.discard(base_id)
         if not self._told_retired(upgrade, base_id):
             deps.append(upgrade.id, None, history.ENGINE_RETIRED, base=base_id)
             _log.info("engine_retired", base=base_id)
@@ -81,28 +101,50 @@ class Cleaner:
             for event in self._deps.events(upgrade.id)
         )
 
-    async def _drain(self, base_id: str) -> None:
-        """Takes the base out of the route table, then lets requests in flight finish."""
+    async def _drain(self, base_id: str) -> bool:
+        """Takes the base out of the route table, then lets requests in flight finish.
+
+        Returns:
+            False if a new upgrade started meanwhile; it may be one to this very base.
+
+        Raises:
+            FailedPreconditionError: an adapter is routed to it.
+        """
         deps = self._deps
         if base_id in deps.catalog.serving_bases():
             deps.catalog.set_serving(base_id, False)
+            self._stopping.add(base_id)
         await deps.cluster.refresh_routes()
         revision = deps.catalog.route_revision()
         await deps.cluster.wait_acks(revision, deps.settings.ack_timeout_s)
         try:
             async with asyncio.timeout(deps.settings.drain_timeout_s):
-                while (await deps.cluster.engine_stats(base_id)).running_foreground:
+                while await self._busy(base_id):
+                    if deps.catalog.active_upgrade() is not None:
+                        return False
                     await asyncio.sleep(DRAIN_POLL_S)
         except TimeoutError:
             _log.warning("drain_timed_out", base=base_id)
-        except Exception as error:
-            _log.info("engine_gone_before_drain", base=base_id, error=repr(error))
+        return True
+
+    async def _busy(self, base_id: str) -> bool:
+        """Whether an engine has requests of clients, those that wait for their turn included."""
+        for _ in range(DRAIN_FAILURES):
+            try:
+                stats = await self._deps.cluster.engine_stats(base_id)
+            except Exception as error:
+                trouble = repr(error)
+                await asyncio.sleep(DRAIN_POLL_S)
+            else:
+                return stats.running_foreground + stats.waiting_foreground > 0
+        _log.info("engine_gone_before_drain", base=base_id, error=trouble)
+        return False
 
     def _note_kept(self, upgrade: Upgrade, base_id: str, holders: list[str]) -> None:
         known = [
             event.data.get("adapters")
             for event in self._deps.events(upgrade.id)
-            if event.kind == history.ENGINE_KEPT
+            if event.kind == history.ENGINE_KEPT and event.data.get("base") == base_id
         ]
         if holders not in known[-1:]:
             _log.info("engine_kept", base=base_id, adapters=holders)
