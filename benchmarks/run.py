@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     shutil.rmtree(work_dir, ignore_errors=True)
     contents = document(name, result, quick=options.quick, seconds=time.monotonic() - began)
-    for path in write(name, contents, result.figure_svg, options.results):
+    for path in write(result.name or name, contents, result.figure_svg, options.results):
         say(f"wrote {path}")
     for key, value in result.summary.items():
         print(f"  {key}: {value}")

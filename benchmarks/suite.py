@@ -32,6 +32,8 @@ class SuiteResult:
     """A plot; empty if the suite has none."""
     failures: list[str] = field(default_factory=list)
     """Correctness gates that did not hold. With any, the figures must not be used."""
+    name: str = ""
+    """Of the result's files, where they are not the whole suite's; empty: the suite's name."""
 
 
 class Suite(Protocol):

@@ -8,7 +8,8 @@ PEFT do.
 
 Cells are kept under benchmarks/runs/transfer as they are finished, so a run that is cut off or out
 of time (`--minutes`) goes on where it was. `--models SOURCE NEXT --data DIR` measures any two bases
-on data of your own; see benchmarks/results/README.md.
+on data of your own, `--tuning` the grid of each recipe's training. benchmarks/transfer/README.md
+has the rest.
 """
 
 from __future__ import annotations
@@ -17,23 +18,31 @@ import argparse
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import environment
 from benchmarks.suite import SuiteContext, SuiteResult
-from benchmarks.transfer.arms import ARMS, CURVE, SAMPLES, STUDIES, TABLE
-from benchmarks.transfer.cells import Cell, Row, describe
-from benchmarks.transfer.result import extra_rows, figure, summarise
-from benchmarks.transfer.work import run_cells
+from benchmarks.transfer.arms import ARMS, CURVE, SAMPLES, TABLE
+from benchmarks.transfer.cells import Cell, describe
+from benchmarks.transfer.figures import figure
+from benchmarks.transfer.generation import source_digests
+from benchmarks.transfer.result import extra_rows, summarise
+from benchmarks.transfer.rows import Row
+from benchmarks.transfer.stage import digest_of
+from benchmarks.transfer.studies import GRID, GRID_SAMPLES, GRID_SEEDS, GRID_TASKS, STUDIES
+from benchmarks.transfer.tuning import tuning_rows, tuning_summary
+from benchmarks.transfer.work import Delivery, run_cells
 from benchmarks.transfer.world import DEVELOPMENT, World, folder_world, tinyworld
 from examples.tinyworld.bases import ROOT
 
 TAKES_ARGUMENTS = True
+SEEDS = 3
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "transfer"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 CURVE_SAMPLES = (16, 32, 64)
-# Two with skewed data, two on which five shots do not help.
+# Two with skewed data; two chosen after seeing that five shots do not help there.
 CURVE_TASKS = (
     "northwind/summer-bookings",
     "villa/attic-cellar",
@@ -51,28 +60,30 @@ class UnfinishedError(RuntimeError):
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the suite's own arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run transfer")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--minutes", type=float, default=0.0, help="begin no cell after; 0: no end")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to n - 1")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="examples trained on at most")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="instead of the final ones")
-    parser.add_argument(
-        "--arms", nargs="+", choices=[*ARMS, *STUDIES], metavar="ARM", help="instead of the table's"
-    )
-    parser.add_argument("--no-curve", action="store_true", help="no smaller numbers of samples")
-    parser.add_argument("--bases", type=Path, default=ROOT / "bases", help="of the tiny world")
-    parser.add_argument("--cache", type=Path, default=RUNS, help="where finished cells are kept")
-    parser.add_argument(
-        "--models", nargs=2, type=Path, metavar=("SOURCE", "NEXT"), help="two other bases"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="<task>/train.jsonl and test.jsonl, with --models"
-    )
-    parser.add_argument("--rank", type=int, default=8, help="of the source adapters, with --models")
+    add = parser.add_argument
+    add("--workers", type=int, default=1, help="processes")
+    add("--threads", type=int, default=1, help="of each process")
+    add("--minutes", type=float, default=0.0, help="begin no cell after; 0: no end")
+    add("--as-is", action="store_true", help="write what is finished when the minutes are over")
+    add("--seeds", type=int, default=SEEDS, help="seeds 0 to n - 1")
+    add("--samples", type=int, default=SAMPLES, help="examples trained on at most")
+    add("--tasks", nargs="+", metavar="TASK", help="instead of the final ones")
+    arms = [*ARMS, *STUDIES]
+    add("--arms", nargs="+", choices=arms, metavar="ARM", help="instead of the table's")
+    add("--no-curve", action="store_true", help="no smaller numbers of samples")
+    add("--tuning", action="store_true", help="the grid of each recipe's training, instead")
+    add("--reuse", action="store_true", help="rows of the committed result count as finished")
+    add("--bases", type=Path, default=ROOT / "bases", help="of the tiny world")
+    add("--third", type=Path, help="base of the second hop, instead of back to the source base")
+    add("--cache", type=Path, default=RUNS, help="where finished cells are kept")
+    add("--models", nargs=2, type=Path, metavar=("SOURCE", "NEXT"), help="two other bases")
+    add("--data", type=Path, help="<task>/train.jsonl and test.jsonl, with --models")
+    add("--rank", type=int, default=8, help="of the source adapters, with --models")
     options = parser.parse_args(list(arguments))
     if bool(options.models) != bool(options.data):
         parser.error("--models and --data go together")
+    if options.tuning and (options.models or options.arms):
+        parser.error("--tuning has arms of its own, for the tiny world")
     return options
 
 
@@ -83,41 +94,85 @@ async def run(context: SuiteContext) -> SuiteResult:
         UnfinishedError: `--minutes` were not enough.
     """
     options = options_of(context.arguments)
-    make_world = functools.partial(tinyworld, options.bases)
-    if options.models:
-        source, following = options.models
-        make_world = functools.partial(
-            folder_world, source, following, options.data, rank=options.rank
-        )
+    make_world = world_maker(options)
     world = make_world()
     cells = wanted_cells(world, options, quick=context.quick)
+    name = result_name(options)
     began = time.time()
     delivery = await run_cells(
         make_world,
         cells,
         cache=options.cache,
-        earlier=() if context.quick else earlier_rows(RESULTS / "transfer.json"),
+        earlier=earlier_rows(RESULTS / f"{name}.json") if options.reuse else (),
         workers=options.workers,
         threads=options.threads,
         deadline=began + 60.0 * options.minutes if options.minutes else float("inf"),
+        stamp=stamp(),
         say=context.say,
     )
-    if delivery.left and not delivery.failures:
+    if delivery.left and not delivery.failures and not options.as_is:
         raise UnfinishedError(
             f"{delivery.left} of {len(cells)} cells are left; the same command goes on with them"
         )
+    arms: list[Row] = [
+        {"kind": "arm", **describe({**ARMS, **STUDIES}[arm], world)}
+        for arm in dict.fromkeys(cell.arm for cell in cells)
+    ]
+    told = _tuning(world, delivery) if options.tuning else _table(cells, delivery, context.quick)
+    return SuiteResult(
+        rows=[*arms, *told.rows, *delivery.rows],
+        summary=told.summary | _facts(world, delivery),
+        figure_svg=told.figure_svg,
+        failures=list(delivery.failures),
+        name=name,
+    )
+
+
+def world_maker(options: argparse.Namespace) -> Callable[[], World]:
+    """Returns what makes the world, here and in workers."""
+    if not options.models:
+        return functools.partial(tinyworld, options.bases, options.third)
+    source, following = options.models
+    return functools.partial(
+        folder_world, source, following, options.data, rank=options.rank, third=options.third
+    )
+
+
+def result_name(options: argparse.Namespace) -> str:
+    """Returns the name of the result's files: only a whole run replaces the table's."""
+    if options.models:
+        return "transfer-models"
+    if options.tuning:
+        return "transfer-tuning"
+    whole = not (options.tasks or options.arms or options.no_curve or options.third)
+    whole = whole and (options.seeds, options.samples) == (SEEDS, SAMPLES)
+    return "transfer" if whole else "transfer-partial"
+
+
+def stamp() -> Row:
+    """Returns what rows say about the code that makes them.
+
+    Returns:
+        commit, with a `+` where tracked files differ from it; sources, a digest of what decides
+        cells, which says whether they differ where it matters.
+    """
+    return {"commit": environment()["commit"], "sources": digest_of(source_digests())}
+
+
+def _table(cells: Sequence[Cell], delivery: Delivery, quick: bool) -> SuiteResult:
     samples = max(cell.samples for cell in cells)
     counted = [row for row in delivery.rows if row["split"] == "final"]
-    counted = counted if counted and not context.quick else list(delivery.rows)
-    arms: list[Row] = [
-        {"kind": "arm", **describe({**ARMS, **STUDIES}[name], world)}
-        for name in dict.fromkeys(cell.arm for cell in cells)
-    ]
+    counted = counted if counted and not quick else list(delivery.rows)
     return SuiteResult(
-        rows=[*arms, *extra_rows(counted, samples=samples), *delivery.rows],
-        summary=summarise(counted, samples=samples) | _facts(world, delivery.rows),
+        rows=extra_rows(counted, samples=samples),
+        summary=summarise(counted, samples=samples),
         figure_svg=figure(counted, samples=samples),
-        failures=list(delivery.failures),
+    )
+
+
+def _tuning(world: World, delivery: Delivery) -> SuiteResult:
+    return SuiteResult(
+        rows=tuning_rows(delivery.rows), summary=tuning_summary(delivery.rows, world)
     )
 
 
@@ -127,6 +182,8 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
     Raises:
         ValueError: A task that the world has not.
     """
+    if options.tuning:
+        return tuning_cells(quick=quick)
     arms: Sequence[str] = options.arms or (QUICK_ARMS if quick else TABLE)
     if world.random_inputs is None:
         arms = [arm for arm in arms if arm != "random"]
@@ -156,6 +213,17 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
     return cells
 
 
+def tuning_cells(*, quick: bool) -> list[Cell]:
+    """Returns the cells of `--tuning`: every setting of every recipe, evenly."""
+    return [
+        Cell(task=task, seed=seed, arm=arm, samples=GRID_SAMPLES)
+        for seed in range(1 if quick else GRID_SEEDS)
+        for task in (GRID_TASKS[:1] if quick else GRID_TASKS)
+        for arms in GRID.values()
+        for arm in (list(arms)[:1] if quick else arms)
+    ]
+
+
 def earlier_rows(path: Path) -> list[Row]:
     """Returns the rows of a committed result, so that its cells need not be run again."""
     if not path.is_file():
@@ -164,10 +232,13 @@ def earlier_rows(path: Path) -> list[Row]:
     return found
 
 
-def _facts(world: World, rows: Sequence[Row]) -> dict[str, Any]:
+def _facts(world: World, delivery: Delivery) -> dict[str, Any]:
+    rows = delivery.rows
     return {
         "world": world.name,
         "development_tasks": sorted(DEVELOPMENT) if world.name == "tinyworld" else [],
         "cells": len(rows),
+        "cells_left": delivery.left,
+        "commits": sorted({row.get("commit", "") for row in rows}),
         "cpu_hours": round(sum(row["cpu_s"] + row["judge_cpu_s"] for row in rows) / 3600, 2),
     }

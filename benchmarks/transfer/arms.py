@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lorebase.transfer.distill import ALL_LINEAR
-from lorebase.transfer.recipes import (
-    LOREBASE,
-    TITOK,
-    TRANS_LORA,
-    WITHOUT_KIT,
-    LoraChoice,
-    OnPolicy,
-    Recipe,
-    Selection,
-)
-from lorebase.transfer.synthesis import DrawSettings, FilterPolicy
+from lorebase.transfer.recipes import LOREBASE, TITOK, TRANS_LORA, WITHOUT_KIT, Recipe
+from lorebase.transfer.synthesis import FilterPolicy
 
 from .world import World, plain
 
@@ -37,6 +27,10 @@ class Arm:
     recipe: Recipe | None = None
     legacy: bool = False
     """Without a kit: five seeds are all that is known of the data."""
+    everything: bool = False
+    """Trains on all real data there is, however many samples the others get."""
+    hops: int = 1
+    """2 goes on to a further base, or back to the source base, with the kit that came along."""
     training: tuple[tuple[str, Any], ...] = ()
     """Changes of the training, after those that the bases' size asks for."""
 
@@ -83,76 +77,15 @@ ARMS: dict[str, Arm] = {
         Arm(name="trans-lora", label="Trans-LoRA", data="synthetic", recipe=TRANS_LORA),
         Arm(name="titok", label="TiTok", data="synthetic", recipe=TITOK),
         Arm(name="lorebase", label="lorebase", data="synthetic", recipe=LOREBASE),
-        Arm(name="oracle", label="real data", data="real", recipe=LOREBASE),
+        Arm(name="oracle", label="all real data", data="real", recipe=LOREBASE, everything=True),
+        Arm(name="hop2", label="lorebase, two hops", data="synthetic", recipe=LOREBASE, hops=2),
+        Arm(name="real", label="as many real", data="real", recipe=LOREBASE),
     )
 }
-"""The table's arms. All that is not a recipe of its own is trained as `lorebase` is, so that only
-the data differs."""
+"""The table's arms and `real`, the curve's. All that is not a recipe of its own is trained as
+`lorebase` is, so that only the data differs."""
 
-
-TABLE = tuple(ARMS)
-CURVE = ("unfiltered", "trans-lora", "lorebase")
-"""Arms whose recovery is drawn against the number of samples."""
-
-
-def _grid(epochs: int, rate: float) -> dict[str, Any]:
-    return {"epochs": epochs, "learning_rate": rate}
-
-
-def _variant(name: str, base: Recipe = LOREBASE, **changes: Any) -> Arm:
-    """Returns an arm with single changes; those of the training go by `training`."""
-    training = tuple(changes.pop("training", {}).items())
-    return Arm(
-        name=name,
-        label=name,
-        data="synthetic",
-        recipe=replace(base, **changes),
-        training=training,
-    )
-
-
-CONFIDENT = Selection(by="confidence", samples=0.5)
-WRITTEN_BY_NEXT = replace(TITOK, writer="next-base", draw=DrawSettings())
-_SOFT = {"soft_share": 0.5}
-
-STUDIES: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        _variant("all-linear", lora=LoraChoice(target_modules=ALL_LINEAR)),
-        _variant("q-v", lora=LoraChoice(target_modules=("q_proj", "v_proj"))),
-        _variant("confidence", weigh_by_confidence=True),
-        _variant("contrast", selection=Selection(by="excess", samples=1.0, tokens=0.7, group=16)),
-        _variant("confident", pool=2.0, selection=CONFIDENT),
-        _variant("unfiltered-confident", filter=NO_FILTER, pool=2.0, selection=CONFIDENT),
-        _variant("unfiltered-weighed", filter=NO_FILTER, weigh_by_confidence=True),
-        _variant("soft", training=_SOFT),
-        _variant("soft-only", training={"soft_share": 1.0}),
-        _variant("soft-hot", training={"soft_share": 0.5, "soft_temperature": 10.0}),
-        _variant("on-policy", on_policy=OnPolicy()),
-        _variant("on-policy-hard", on_policy=OnPolicy(soft_share=0.0)),
-        _variant("eva", lora=LoraChoice(initialisation="eva")),
-        _variant("cool", draw=DrawSettings(temperature=0.8)),
-        _variant("half-rate", training={"learning_rate": 2.5e-3}),
-        _variant("twice-the-steps", training={"steps": 240}),
-        _variant("trans-lora-letter", TRANS_LORA, training={"learning_rate": 2e-4}),
-        *(
-            _variant(f"titok-{epochs}-{rate:g}", TITOK, training=_grid(epochs, rate))
-            for epochs in (2, 8, 20)
-            for rate in (2.5e-3, 5e-3)
-        ),
-        *(
-            _variant(f"titok-next-{epochs}", WRITTEN_BY_NEXT, training=_grid(epochs, 5e-3))
-            for epochs in (2, 8, 20)
-        ),
-        _variant("titok-all", WRITTEN_BY_NEXT, pool=1.0, selection=None, training=_grid(20, 5e-3)),
-        _variant(
-            "titok-tokens",
-            WRITTEN_BY_NEXT,
-            pool=1.0,
-            selection=Selection(by="excess", samples=1.0, tokens=0.7),
-            training=_grid(20, 5e-3),
-        ),
-        _variant("trans-lora-2.5e-3", TRANS_LORA, training={"learning_rate": 2.5e-3}),
-    )
-}
-"""Single changes of a recipe, for studies on the development tasks."""
+TABLE = tuple(name for name in ARMS if name != "real")
+CURVE = ("unfiltered", "trans-lora", "titok", "lorebase", "legacy", "real")
+"""Arms whose recovery is drawn against the number of samples. At the table's own number `real` is
+not run again: the oracle stands there."""

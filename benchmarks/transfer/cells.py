@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from lorebase.serving.artifacts import base_shapes
-from lorebase.transfer.kit import TransferKit
-from lorebase.transfer.ports import Example
-from lorebase.transfer.recipes.models import Shadow
-from lorebase.transfer.recipes.recipe import Recipe
-from lorebase.transfer.recipes.run import gather_examples
-from lorebase.transfer.recipes.shadow import train_shadow
-from lorebase.transfer.synthesis import label_inputs
 
 from .arms import Arm
+from .generation import generation_of
+from .held_out import label_free
 from .metered import Spent
+from .moves import move
+from .rows import Row, to_hex
 from .stage import Stage, digest_of, stage_key
 from .world import World
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +31,13 @@ class Cell:
 def cell_key(world: World, revisions: dict[str, str], cell: Cell, arm: Arm) -> str:
     """Returns a digest of all that decides the cell's row."""
     task = world.tasks[cell.task]
+    bases = [world.next_id, *([world.further_id] if arm.hops > 1 else [])]
     return digest_of(
+        generation_of(arm.name),
         stage_key(world, revisions, task, cell.seed),
         [asdict(one) for one in task.test],
-        revisions[world.next_id],
+        world.held_out,
+        [revisions[base] for base in bases],
         arm.tuned(world).identity(),
         cell.samples,
     )
@@ -55,10 +47,10 @@ def run_cell(stage: Stage, arm: Arm, samples: int) -> Row:
     """Trains the arm's adapter, if any, and asks it the test examples.
 
     Returns:
-        The row: accuracy, which answers are right, what it was trained on and what it cost.
+        The row: accuracy, which answers are right, what it was trained on, what it cost, and of
+        adapters of the next base how they agree with the source adapter on held-out inputs.
     """
     arm = arm.tuned(stage.bases.world)
-    before = stage.generator.reading()
     row: Row = {
         "task": stage.task.name,
         "seed": stage.seed,
@@ -67,101 +59,25 @@ def run_cell(stage: Stage, arm: Arm, samples: int) -> Row:
         "split": stage.task.split,
         "skewed": stage.task.skewed,
         "benchmark": stage.task.benchmark,
+        "generation": generation_of(arm.name),
     }
     if arm.recipe is None:
         shots = stage.kit.seeds if arm.name == "few-shot" else ()
         model = stage.cast.teacher if arm.name == "source" else stage.cast.next_base
+        before = stage.generator.reading()
         right = stage.right(model, shots)
-        trained: Row = {}
-        asked = before
-    else:
-        examples, about = examples_of(stage, arm, samples)
-        asked = stage.generator.reading()
-        shutil.rmtree(stage.folder / "shadow", ignore_errors=True)
-        trained = {"data": about, **_train(stage, arm.recipe, examples)}
-        right = stage.right(stage.spec(stage.bases.world.next_id, stage.folder / "shadow"))
-    return row | _scores(stage, right) | trained | _costs(stage, before, asked, trained)
+        return row | _scores(right) | _costs(Spent(), stage.generator.reading().minus(before), {})
+    moved = move(stage, arm, samples)
+    before = stage.generator.reading()
+    right = stage.right(moved.model)
+    judged = stage.generator.reading().minus(before)
+    row |= _scores(right) | moved.figures | _costs(moved.gathered, judged, moved.figures)
+    if arm.hops == 1:
+        row["label_free"] = label_free(stage, arm, moved)
+    return row
 
 
-def examples_of(stage: Stage, arm: Arm, samples: int) -> tuple[list[Example], Row]:
-    """Returns what the arm trains on, and figures about it."""
-    assert arm.recipe is not None, "arms that train have a recipe"
-    real = [one for one in stage.task.real if one not in stage.kit.seeds]
-    count = min(samples, len(stage.task.real))
-    if arm.data == "seeds":
-        return list(stage.kit.seeds), {"examples": len(stage.kit.seeds)}
-    if arm.data == "real":
-        chosen = [*stage.kit.seeds, *real][:count]
-        return chosen, {"examples": len(chosen)}
-    kit = seeds_alone(stage.kit) if arm.legacy else stage.kit
-    if arm.data == "random":
-        draw = stage.bases.world.random_inputs
-        if draw is None:
-            raise ValueError("this world has no random inputs: leave the arm out")
-        labelled = asyncio.run(
-            label_inputs(stage.generator, stage.cast.teacher, kit, draw(count, stage.seed))
-        )
-        examples, about = labelled.examples, labelled.stats
-    else:
-        gathered = asyncio.run(
-            gather_examples(
-                arm.recipe, stage.generator, stage.cast, kit, count=count, seed=stage.seed
-            )
-        )
-        examples, about = gathered.examples, gathered.stats
-    test = {one.input.strip() for one in stage.task.test}
-    overlap = sum(one.input.strip() in test for one in examples)
-    return examples, {"examples": len(examples), "in_test": overlap, **about}
-
-
-def seeds_alone(kit: TransferKit) -> TransferKit:
-    """Returns what is known of the data without a kit: its seeds and their lengths."""
-    longest = max(len(seed.input) for seed in kit.seeds)
-    return replace(
-        kit,
-        discriminator_auc=0.5,
-        dataset_size=len(kit.seeds),
-        real_score_quantiles=(),
-        max_input_chars=2 * longest,
-    )
-
-
-def _train(stage: Stage, recipe: Recipe, examples: Sequence[Example]) -> Row:
-    world = stage.bases.world
-    model, tokenizer = stage.bases.next
-    source = stage.task.lora
-    shadow = Shadow(
-        model=model,
-        tokenizer=tokenizer,
-        base_id=world.next_id,
-        lora=recipe.lora.settings(
-            rank=source.rank,
-            alpha=source.alpha,
-            source_modules=source.target_modules,
-            base=tuple(base_shapes(world.next_dir).modules),
-        ),
-        format=world.format,
-        max_answer_tokens=stage.kit.max_answer_tokens,
-    )
-    began = time.process_time()
-    figures = train_shadow(
-        recipe,
-        shadow,
-        examples,
-        teacher=lambda: stage.teacher,
-        out_dir=stage.folder / "shadow",
-        seed=stage.seed,
-    )
-    train = figures["train"]
-    return {
-        "train": {key: train[key] for key in ("steps", "examples", "tokens", "last_loss")},
-        "selection": figures["selection"],
-        "on_policy": figures["on_policy"],
-        "train_cpu_s": round(time.process_time() - began, 2),
-    }
-
-
-def _scores(stage: Stage, right: Sequence[bool]) -> Row:
+def _scores(right: Sequence[bool]) -> Row:
     return {
         "accuracy": round(sum(right) / len(right), 4),
         "n": len(right),
@@ -169,29 +85,17 @@ def _scores(stage: Stage, right: Sequence[bool]) -> Row:
     }
 
 
-def _costs(stage: Stage, before: Spent, asked: Spent, trained: Row) -> Row:
-    end = stage.generator.reading()
-    gathered, judged = asked.minus(before), end.minus(asked)
+def _costs(gathered: Spent, judged: Spent, figures: Row) -> Row:
+    trained = figures.get("train_cpu_s", 0.0) + figures.get("carry_cpu_s", 0.0)
     return {
         "gather_cpu_s": round(gathered.cpu_s, 2),
         "gather_fresh_cpu_s": round(gathered.fresh_cpu_s, 2),
         "judge_cpu_s": round(judged.cpu_s, 2),
-        "cpu_s": round(gathered.cpu_s + trained.get("train_cpu_s", 0.0), 2),
+        "cpu_s": round(gathered.cpu_s + trained, 2),
         "tokens_read": gathered.tokens_read,
         "tokens_written": gathered.tokens_written,
-        "tokens_trained": trained.get("train", {}).get("tokens", 0),
+        "tokens_trained": figures.get("train", {}).get("tokens", 0),
     }
-
-
-def to_hex(right: Sequence[bool]) -> str:
-    """Packs judgements into hexadecimal digits, four a digit, the first highest."""
-    bits = "".join("01"[one] for one in right)
-    return f"{int(bits or '0', 2):0{-(-len(right) // 4)}x}" if right else ""
-
-
-def from_hex(text: str, n: int) -> list[bool]:
-    """Unpacks `n` judgements."""
-    return [bit == "1" for bit in f"{int(text, 16):0{n}b}"] if n else []
 
 
 class Shelf:

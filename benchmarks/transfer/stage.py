@@ -25,12 +25,9 @@ from lorebase.transfer.ports import Example, ModelSpec
 from lorebase.transfer.recipes.models import Teacher, load_teacher
 from lorebase.transfer.recipes.run import Cast
 
+from . import generation
 from .metered import MeteredGenerator
 from .world import TransferTask, World, plain
-
-GENERATION = 1
-"""Raise when code, or a default that keys leave out, changes what cells come to: older cells would
-be taken for new ones."""
 
 
 def digest_of(*parts: Any) -> str:
@@ -48,20 +45,18 @@ def digest_of_files(directory: Path) -> str:
 
 
 class Bases:
-    """Both bases in this process, with a generator over them."""
+    """The bases in this process, with a generator over them."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.source = load_base(world.source_dir)
-        self.next = load_base(world.next_dir)
-        self.revisions = {
-            world.source_id: base_revision(world.source_dir),
-            world.next_id: base_revision(world.next_dir),
-        }
-        self.generator = HfGenerator(
-            {world.source_id: self.source, world.next_id: self.next},
-            max_adapted=world.max_adapted,
-        )
+        self.models = {base: load_base(folder) for base, folder in world.dirs.items()}
+        self.revisions = revisions_of(world)
+        self.generator = HfGenerator(self.models, max_adapted=world.max_adapted)
+
+
+def revisions_of(world: World) -> dict[str, str]:
+    """Returns the digest of each base's files, by id."""
+    return {base: base_revision(folder) for base, folder in world.dirs.items()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class Stage:
         path = self.folder / "source"
         if not (path / "adapter_model.safetensors").is_file():
             began = time.process_time()
-            model, tokenizer = self.bases.source
+            model, tokenizer = self.bases.models[self.bases.world.source_id]
             train_lora(
                 model=model,
                 tokenizer=tokenizer,
@@ -115,7 +110,7 @@ class Stage:
         path = self.folder / "kit"
         if not (path / "kit.json").is_file():
             began = time.process_time()
-            model, tokenizer = self.bases.source
+            model, tokenizer = self.bases.models[self.bases.world.source_id]
             build_kit(
                 model=model,
                 tokenizer=tokenizer,
@@ -175,7 +170,7 @@ class Stage:
     @cached_property
     def max_answer_tokens(self) -> int:
         """Budget of an answer: the kit's, or one more than the longest true answer needs."""
-        tokenizer = self.bases.next[1]
+        tokenizer = self.bases.models[self.bases.world.next_id][1]
         needed = (
             len(tokenizer.encode(one.target, add_special_tokens=False)) for one in self.task.test
         )
@@ -208,7 +203,7 @@ def stage_key(world: World, revisions: dict[str, str], task: TransferTask, seed:
     Neither the next base nor the test inputs have a part in it.
     """
     return digest_of(
-        GENERATION,
+        generation.STAGES,
         revisions[world.source_id],
         plain(world.format),
         plain(world.source_training),

@@ -1,8 +1,8 @@
 """Recovery, paired differences and flips of the table's rows. Pure.
 
-Recovery of a cell: (accuracy - bare) / (oracle - bare), where bare is the next base without shots
-and the oracle is trained on the real data in the same way. Where the oracle gains less than
-`LEAST_HEADROOM` there is nothing to recover, and no figure is given.
+Recovery of a cell: (accuracy - bare) / headroom, where bare is the next base without shots and the
+headroom is what the oracle, trained on all the real data, gains over bare on the mean of the task's
+seeds. Where that is less than `LEAST_HEADROOM` there is nothing to recover, and no figure is given.
 
 Cells of one task are alike, so intervals come from resampling tasks first and seeds within them.
 """
@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import permutation_test
+from statsmodels.stats.multitest import multipletests
 
-from lorebase.transfer.evaluate.paired import mcnemar_p_value, paired
+from lorebase.transfer.evaluate.paired import paired
 
-from .cells import Row, from_hex
+from .rows import Row, from_hex
 
 LEAST_HEADROOM = 0.10
 """Accuracy that the oracle must gain for recovery to mean anything."""
@@ -52,23 +54,57 @@ def table_of(rows: Sequence[Row], samples: int) -> dict[tuple[str, int], dict[st
     return table
 
 
-def recovery(row: Row, arms: Mapping[str, Row]) -> float | None:
-    """Returns the recovery of a row beside the rows of its task and seed; None if undefined."""
-    if "zero-shot" not in arms or "oracle" not in arms:
-        return None
-    bare, oracle = arms["zero-shot"]["accuracy"], arms["oracle"]["accuracy"]
-    if oracle - bare < LEAST_HEADROOM:
-        return None
-    return float((row["accuracy"] - bare) / (oracle - bare))
+def headroom(table: Table) -> dict[str, float]:
+    """Returns by task what the oracle gains over the bare next base, where that is enough.
 
-
-def recoveries(table: Table, arm: str) -> dict[str, list[float]]:
-    """Returns an arm's recoveries by task, where they are defined."""
+    The mean over the seeds decides, so that no seed in which the oracle failed drops out alone.
+    """
     found: dict[str, list[float]] = {}
     for (task, _), arms in sorted(table.items()):
-        if arm in arms and (value := recovery(arms[arm], arms)) is not None:
-            found.setdefault(task, []).append(value)
+        if "zero-shot" in arms and "oracle" in arms:
+            gain = arms["oracle"]["accuracy"] - arms["zero-shot"]["accuracy"]
+            found.setdefault(task, []).append(gain)
+    means = {task: sum(values) / len(values) for task, values in found.items()}
+    return {task: mean for task, mean in means.items() if mean >= LEAST_HEADROOM}
+
+
+def recoveries(table: Table, arm: str, ends: Table | None = None) -> dict[str, list[float]]:
+    """Returns an arm's recoveries by task, where they are defined.
+
+    Args:
+        table: has the arm.
+        arm: whose.
+        ends: has bare and oracle, where the table itself has them not.
+    """
+    ends = table if ends is None else ends
+    room = headroom(ends)
+    found: dict[str, list[float]] = {}
+    for place, arms in sorted(table.items()):
+        bare = ends.get(place, {}).get("zero-shot")
+        if arm in arms and bare is not None and place[0] in room:
+            value = (arms[arm]["accuracy"] - bare["accuracy"]) / room[place[0]]
+            found.setdefault(place[0], []).append(float(value))
     return found
+
+
+def ratio_of_means(table: Table, arm: str) -> float | None:
+    """Returns the arm's mean gain over bare, over the oracle's: tasks count by their headroom.
+
+    Only tasks with headroom, only cells that have all three; None without any.
+    """
+    room = headroom(table)
+    cells = [
+        arms
+        for (task, _), arms in table.items()
+        if task in room and {arm, "zero-shot", "oracle"} <= arms.keys()
+    ]
+    if not cells:
+        return None
+    gain, whole = (
+        sum(arms[one]["accuracy"] - arms["zero-shot"]["accuracy"] for arms in cells)
+        for one in (arm, "oracle")
+    )
+    return float(gain / whole) if whole > 0 else None
 
 
 def differences(table: Table, arm: str, other: str) -> dict[str, list[float]]:
@@ -122,37 +158,63 @@ def flips(table: Table, arm: str) -> dict[str, float]:
 
 
 def gains(table: Table, arm: str, other: str) -> list[dict[str, Any]]:
-    """Compares two arms task by task on the pooled test answers of all seeds.
+    """Compares two arms task by task, on the test inputs.
+
+    The unit is the input, not the answer: seeds share their test inputs, so what an input gained
+    is averaged over the seeds, and the signs of these means are permuted. The p-value says whether
+    other inputs would show the same with these adapters; `by_seed` shows what seeds add to that.
 
     Returns:
-        For each task: points gained, exact McNemar p-value, and whether it is significant at 5 %
-        after Holm's correction over the tasks.
+        For each task: points gained, by_seed the same seed by seed, p-value (two-sided), and
+        whether it is significant at 5 % after Holm's correction over the tasks.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for task in sorted({task for task, _ in table}):
-        new, old = list[bool](), list[bool]()
-        for (name, _), arms in sorted(table.items()):
-            if name == task and arm in arms and other in arms:
-                new += from_hex(arms[arm]["right"], arms[arm]["n"])
-                old += from_hex(arms[other]["right"], arms[other]["n"])
-        if new:
-            pair = paired(old, new)
+        by_seed = [
+            _right(arms[arm]) - _right(arms[other])
+            for (name, _), arms in sorted(table.items())
+            if name == task and arm in arms and other in arms
+        ]
+        if by_seed:
+            gained = np.mean(by_seed, axis=0)
             found.append(
                 {
                     "task": task,
-                    "points": round(100.0 * pair.difference, 2),
-                    "p": mcnemar_p_value(pair),
+                    "points": round(100.0 * float(gained.mean()), 2),
+                    "by_seed": [round(100.0 * float(one.mean()), 2) for one in by_seed],
+                    "p": sign_flip_p_value(gained),
                 }
             )
-    _holm(found)
+    if found:
+        rejected = multipletests([one["p"] for one in found], alpha=1.0 - CONFIDENCE, method="holm")
+        for one, significant in zip(found, rejected[0], strict=True):
+            one["significant"] = bool(significant)
     return found
 
 
-def _holm(found: list[dict[str, Any]]) -> None:
-    still = True
-    for rank, one in enumerate(sorted(found, key=lambda one: one["p"])):
-        still = still and one["p"] * (len(found) - rank) <= 1.0 - CONFIDENCE
-        one["significant"] = bool(still)
+def _right(row: Row) -> npt.NDArray[np.float64]:
+    return np.asarray(from_hex(row["right"], row["n"]), dtype=np.float64)
+
+
+def sign_flip_p_value(gained: npt.NDArray[np.float64]) -> float:
+    """Returns the two-sided p-value of a mean of paired differences, by permuting their signs.
+
+    Exact for few differences, else of `RESAMPLES` random permutations with a fixed seed.
+    """
+    moved = gained[gained != 0.0]
+    if not len(moved):
+        return 1.0
+    result = permutation_test(
+        (moved,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=RESAMPLES - 1,
+        vectorized=True,
+        batch=1_000,
+        axis=0,
+        random_state=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
 
 
 def mean_of(rows: Sequence[Row], value: Callable[[Row], float]) -> float | None:

@@ -20,13 +20,14 @@ import torch
 import transformers
 
 from benchmarks import reference
-from lorebase.serving.artifacts import base_revision
 from lorebase.transfer.evaluate import score
 from lorebase.transfer.ports import ModelSpec
 
-from .arms import ARMS, STUDIES, Arm
-from .cells import Cell, Row, Shelf, cell_key, run_cell
-from .stage import Bases, Stage, digest_of
+from .arms import ARMS, Arm
+from .cells import Cell, Shelf, cell_key, run_cell
+from .rows import Row
+from .stage import Bases, Stage, digest_of, revisions_of
+from .studies import STUDIES
 from .world import World
 
 CHECKED = 12
@@ -43,6 +44,8 @@ class Order:
     cells: tuple[Cell, ...]
     deadline: float
     """Seconds since the epoch after which no further cell is begun."""
+    stamp: Row
+    """What each row says about the code that made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,8 @@ def _fill(order: Order, cache: Path) -> Delivery:
                     break
                 arm = ALL_ARMS[cell.arm]
                 key = cell_key(bases.world, bases.revisions, cell, arm)
-                row = run_cell(stage, arm, cell.samples) | {"stage": stage.notes, "key": key}
+                row = run_cell(stage, arm, cell.samples)
+                row |= {"stage": stage.notes, **order.stamp, "key": key}
                 shelf.put(key, row)
                 rows.append(row)
     finally:
@@ -151,12 +155,9 @@ def _answers(stage: Stage, model: ModelSpec, count: int) -> list[str]:
     )
 
 
-def revisions_of(world: World) -> dict[str, str]:
-    """Returns the digest of each base's files, by id."""
-    return {
-        world.source_id: base_revision(world.source_dir),
-        world.next_id: base_revision(world.next_dir),
-    }
+def _turn(cell: Cell) -> tuple[int, int, str]:
+    """Most samples first, then seed by seed: a run that is cut off has whole parts of the table."""
+    return -cell.samples, cell.seed, cell.task
 
 
 async def run_cells(
@@ -168,6 +169,7 @@ async def run_cells(
     workers: int,
     threads: int,
     deadline: float,
+    stamp: Row,
     say: Callable[[str], None],
 ) -> Delivery:
     """Runs all cells that are not on the shelf.
@@ -176,10 +178,11 @@ async def run_cells(
         make_world: makes the world, here and in every worker; must be picklable.
         cells: what is wanted.
         cache: folder that is kept between runs.
-        earlier: rows of an earlier result.
+        earlier: rows of an earlier result that are as good as finished cells.
         workers: processes.
         threads: of each.
         deadline: seconds since the epoch after which no cell is begun.
+        stamp: what new rows say about the code that made them.
         say: prints a line of progress.
     """
     world = make_world()
@@ -194,10 +197,9 @@ async def run_cells(
         else:
             rows.append(found)
     say(f"{len(rows)} cells are done, {len(missing)} are to do")
-    missing.sort(key=lambda cell: (cell.seed, cell.task))
     orders = [
-        Order(cells=tuple(group), deadline=deadline)
-        for _, group in groupby(missing, key=lambda cell: (cell.seed, cell.task))
+        Order(cells=tuple(group), deadline=deadline, stamp=stamp)
+        for _, group in groupby(sorted(missing, key=_turn), key=_turn)
     ]
     left, failures = 0, list[str]()
     if not orders:

@@ -30,7 +30,7 @@ DEVELOPMENT = frozenset(
 )
 """Tasks on which recipes were tuned. The table's figures come from the others only."""
 
-TEST_EXAMPLES = 400
+TEST_EXAMPLES = 600
 """At most; a part of them stands for what a tenant entrusts to the gate."""
 
 
@@ -69,6 +69,10 @@ class World:
     """(count, seed) to inputs that have nothing to do with any task; None if there are none."""
     max_adapted: int = 4
     """Models with a merged adapter that fit into memory."""
+    held_out: int = 200
+    """Synthetic inputs on which adapters are compared with their source, without true answers."""
+    third_dir: Path | None = None
+    """Base of the second hop; None goes back to the source base."""
 
     @property
     def source_id(self) -> str:
@@ -79,6 +83,17 @@ class World:
     def next_id(self) -> str:
         """Name of the next base."""
         return f"{self.name}-next"
+
+    @property
+    def further_id(self) -> str:
+        """Name of the base that a second hop goes to."""
+        return self.source_id if self.third_dir is None else f"{self.name}-third"
+
+    @property
+    def dirs(self) -> dict[str, Path]:
+        """Folder of each base, by name."""
+        third = {} if self.third_dir is None else {self.further_id: self.third_dir}
+        return {self.source_id: self.source_dir, self.next_id: self.next_dir, **third}
 
 
 def plain(value: Any) -> Any:
@@ -97,8 +112,8 @@ def plain(value: Any) -> Any:
     return found
 
 
-def tinyworld(root: Path) -> World:
-    """Returns the tiny world with the bases below `root`."""
+def tinyworld(root: Path, third: Path | None = None) -> World:
+    """Returns the tiny world with the bases below `root`, and a third one's folder."""
     return World(
         name="tinyworld",
         source_dir=root / "old",
@@ -107,6 +122,7 @@ def tinyworld(root: Path) -> World:
         tasks={name: _tiny_task(task) for name, task in TASKS.items()},
         source_training=DistillRecipe(steps=120, batch_size=16, learning_rate=5e-3),
         tuning=TINY_TUNING,
+        third_dir=third,
         random_inputs=_corpus_inputs,
     )
 
@@ -118,8 +134,9 @@ TINY_TUNING: dict[str, dict[str, Any]] = {
     "titok": {"learning_rate": 5e-3, "epochs": 8},
 }
 """Bases of a million parameters learn with far larger steps than those of billions: with the
-papers' rates nothing would be learned at all. Rates and TiTok's epochs were chosen on the
-development tasks, for each recipe the best of the same grid."""
+papers' rates nothing would be learned at all. Chosen on the development tasks;
+results/transfer-tuning.json holds the whole grid (`GRID` in studies.py) and says how far each of
+these is from its recipe's best."""
 
 
 def _tiny_task(task: Task) -> TransferTask:
@@ -151,7 +168,9 @@ def _corpus_inputs(count: int, seed: int) -> list[str]:
     return list(found)
 
 
-def folder_world(source_dir: Path, next_dir: Path, data: Path, *, rank: int = 8) -> World:
+def folder_world(
+    source_dir: Path, next_dir: Path, data: Path, *, rank: int = 8, third: Path | None = None
+) -> World:
     """Returns a world of any two bases and a folder of data.
 
     Args:
@@ -161,6 +180,7 @@ def folder_world(source_dir: Path, next_dir: Path, data: Path, *, rank: int = 8)
             a line; optionally `name.txt`, a short description of the data, and beside the tasks
             `random.jsonl`, whose inputs have nothing to do with them.
         rank: Of the source adapters, on all linear layers.
+        third: Base of the second hop; None goes back to the source base.
 
     Raises:
         ValueError: No task there, or one with test inputs among its training inputs.
@@ -191,6 +211,7 @@ def folder_world(source_dir: Path, next_dir: Path, data: Path, *, rank: int = 8)
         format=PAPER,
         tasks=tasks,
         source_training=DistillRecipe(epochs=5, batch_size=8, learning_rate=2e-4),
+        third_dir=third,
         random_inputs=_file_inputs(other) if other.is_file() else None,
         max_adapted=1,
     )

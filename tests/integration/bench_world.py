@@ -16,6 +16,7 @@ def small_world() -> World:
     return replace(
         world,
         tasks={TASK: replace(task, real=task.real[:40], test=task.test[:20], split="final")},
+        held_out=20,
         source_training=DistillRecipe(steps=40, batch_size=8, learning_rate=5e-3),
         tuning={
             "lorebase": {"steps": 40, "batch_size": 8, "learning_rate": 5e-3},

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.transfer.cells import Cell, Row, from_hex
+from benchmarks.transfer.cells import Cell
+from benchmarks.transfer.rows import Row, from_hex
 from benchmarks.transfer.stage import Bases, Stage
 from benchmarks.transfer.work import Delivery, check, run_cells
 from lorebase.transfer.ports import Example
@@ -16,8 +17,12 @@ from .bench_world import TASK, small_world
 
 torch.set_num_threads(1)
 
-TABLE = ("source", "zero-shot", "seeds-only", "random", "legacy", "trans-lora", "titok", "lorebase")
+TABLE = (
+    *("source", "zero-shot", "seeds-only", "random", "legacy", "trans-lora", "titok"),
+    *("lorebase", "oracle", "hop2"),
+)
 CELLS = [Cell(task=TASK, seed=0, arm=arm, samples=24) for arm in TABLE]
+STAMP = {"commit": "abc"}
 
 
 async def run(cache: Path, seconds: float = 600.0, said: list[str] | None = None) -> Delivery:
@@ -29,6 +34,7 @@ async def run(cache: Path, seconds: float = 600.0, said: list[str] | None = None
         workers=1,
         threads=1,
         deadline=time.time() + seconds,
+        stamp=STAMP,
         say=[].append if said is None else said.append,
     )
 
@@ -50,7 +56,21 @@ async def test_cells_are_run_once_and_say_what_they_cost(tmp_path: Path) -> None
     assert rows["lorebase"]["train"]["steps"] == 40
     assert rows["titok"]["train"]["examples"] == 24, "the better half of twice as many"
     assert rows["titok"]["selection"]["token_share"] == pytest.approx(0.7, abs=0.05)
-    assert rows["seeds-only"]["data"] == {"examples": 5}
+    assert rows["seeds-only"]["data"]["examples"] == 5
+    assert rows["oracle"]["data"]["examples"] == 40, "all that is real, however few the others get"
+    assert rows["legacy"]["train"]["examples"] == 24
+    assert rows["lorebase"]["commit"] == "abc"
+    for arm in ("lorebase", "legacy", "oracle"):
+        free = rows[arm]["label_free"]
+        agreed = sum(from_hex(free["shadow"], free["n"])) / free["n"]
+        assert 0 < free["n"] <= 20
+        assert agreed > sum(from_hex(free["bare"], free["n"])) / free["n"]
+    hop = rows["hop2"]
+    assert hop["carried"]["hops"] == 1
+    assert hop["carried"]["from_base"] == "tinyworld-source"
+    assert (hop["further_base"], hop["carry_cpu_s"] > 0) == ("tinyworld-source", True)
+    assert hop["accuracy"] > rows["zero-shot"]["accuracy"] + 0.2
+    assert "label_free" not in hop
     assert rows["trans-lora"]["cpu_s"] > rows["trans-lora"]["train_cpu_s"] > 0
     assert rows["lorebase"]["gather_fresh_cpu_s"] < rows["lorebase"]["gather_cpu_s"], "shared"
     assert rows["lorebase"]["stage"]["kit_cpu_s"] > 0

@@ -1,209 +1,24 @@
-"""The transfer suite's arithmetic, its cache of completions, and what it makes of rows."""
+"""The transfer suite's cells: what is asked for, its keys, its cache of completions."""
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.suites import transfer as suite
-from benchmarks.transfer.arms import ARMS, STUDIES, TABLE
-from benchmarks.transfer.cells import Cell, Row, Shelf, cell_key, from_hex, to_hex
+from benchmarks.transfer import generation
+from benchmarks.transfer.arms import ARMS, CURVE, TABLE
+from benchmarks.transfer.cells import Cell, Shelf, cell_key
 from benchmarks.transfer.metered import MeteredGenerator, runs
-from benchmarks.transfer.result import curves_of, extra_rows, figure, gate_record, summarise
-from benchmarks.transfer.statistics import (
-    differences,
-    estimate,
-    flips,
-    gains,
-    recoveries,
-    table_of,
-)
+from benchmarks.transfer.moves import seeds_alone
+from benchmarks.transfer.studies import GRID, STUDIES, used_setting
 from benchmarks.transfer.world import DEVELOPMENT, TransferTask, World, folder_world, tinyworld
 from lorebase.serving.engine.protocol import Completion, Sampling
 from lorebase.transfer.distill import DistillRecipe, LoraSettings
-from lorebase.transfer.kit import DOCUMENT
+from lorebase.transfer.kit import DOCUMENT, TransferKit
 from lorebase.transfer.ports import Example, ModelSpec
 from tests.unit.transfer_fakes import Script
-
-N = 200
-
-
-def row(arm: str, right: int, *, task: str = "a/x", seed: int = 0, samples: int = 250) -> Row:
-    """A finished cell that has the first `right` of its answers right."""
-    bits = [number < right for number in range(N)]
-    trained: dict[str, Any] = {}
-    if arm not in ("source", "zero-shot", "few-shot"):
-        trained = {"train": {"steps": 1}}
-    return {
-        "task": task,
-        "seed": seed,
-        "arm": arm,
-        "samples": samples,
-        "split": "final",
-        "accuracy": right / N,
-        "n": N,
-        "right": to_hex(bits),
-        "cpu_s": 60.0,
-        "judge_cpu_s": 2.0,
-        "gather_cpu_s": 10.0,
-        "gather_fresh_cpu_s": 5.0,
-        "tokens_written": 100,
-        "tokens_trained": 1000,
-        "stage": {"kit_cpu_s": 30.0},
-        "key": f"{task}{seed}{arm}{samples}",
-        **trained,
-    }
-
-
-def table_rows() -> list[Row]:
-    rights = {
-        "source": 198,
-        "zero-shot": 20,
-        "few-shot": 100,
-        "seeds-only": 60,
-        "random": 80,
-        "unfiltered": 150,
-        "legacy": 150,
-        "trans-lora": 170,
-        "titok": 180,
-        "lorebase": 190,
-        "oracle": 200,
-    }
-    assert tuple(rights) == TABLE
-    return [
-        row(arm, right - 2 * seed, task=task, seed=seed)
-        for task in ("a/x", "b/y")
-        for seed in range(3)
-        for arm, right in rights.items()
-    ]
-
-
-@given(st.lists(st.booleans(), max_size=70))
-def test_judgements_survive_packing(right: list[bool]) -> None:
-    assert from_hex(to_hex(right), len(right)) == right
-
-
-def test_recovery_is_the_share_of_what_real_data_would_gain() -> None:
-    table = table_of([row("zero-shot", 20), row("oracle", 120), row("lorebase", 70)], 250)
-    assert recoveries(table, "lorebase") == {"a/x": [pytest.approx(0.5)]}
-
-
-def test_where_real_data_gains_nothing_there_is_no_recovery() -> None:
-    table = table_of([row("zero-shot", 110), row("oracle", 120), row("lorebase", 130)], 250)
-    assert recoveries(table, "lorebase") == {}
-
-
-def test_differences_are_points_between_cells_of_one_task_and_seed() -> None:
-    rows = [row("lorebase", 190), row("titok", 180), row("titok", 0, seed=1)]
-    assert differences(table_of(rows, 250), "lorebase", "titok") == {"a/x": [pytest.approx(5.0)]}
-
-
-def test_an_interval_covers_the_mean_and_shrinks_with_agreement() -> None:
-    wide = estimate({"a": [0.0, 0.2], "b": [1.0, 0.8]})
-    tight = estimate({"a": [0.5, 0.5], "b": [0.5, 0.5]})
-    assert wide is not None
-    assert tight is not None
-    assert wide.mean == pytest.approx(0.5)
-    assert wide.low < 0.2
-    assert wide.high > 0.8
-    assert (tight.low, tight.high) == (0.5, 0.5)
-    assert estimate({}) is None
-
-
-def test_negative_flips_count_answers_that_the_source_had_right() -> None:
-    table = table_of([row("source", 100), row("lorebase", 90)], 250)
-    assert flips(table, "lorebase") == {"a/x": pytest.approx(0.05)}
-
-
-def test_a_gain_is_significant_only_after_correction_over_the_tasks() -> None:
-    rows = []
-    for number, gained in enumerate((40, 6, 0)):
-        rows += [row("unfiltered", 100, task=f"t/{number}")]
-        rows += [row("lorebase", 100 + gained, task=f"t/{number}")]
-    first, second, third = gains(table_of(rows, 250), "lorebase", "unfiltered")
-    assert (first["points"], first["significant"]) == (20.0, True)
-    assert second["p"] < 0.05
-    assert not second["significant"], "0.03 does not pass Holm among three tasks"
-    assert not third["significant"]
-
-
-def test_the_summary_names_the_promised_figures() -> None:
-    rows = table_rows()
-    summary = summarise(rows, samples=250)
-    assert summary["recovery_lorebase"] == pytest.approx(0.94, abs=0.01)
-    assert summary["lorebase_minus_translora_points"] == pytest.approx(10.0)
-    assert summary["lorebase_minus_titok_points_interval"] == [5.0, 5.0]
-    assert summary["recovery_legacy"] < summary["recovery_titok"]
-    assert (summary["tasks"], summary["seeds"]) == (2, 3)
-    assert summary["minutes_per_task"] == 1.0
-    assert summary["tasks_where_filtering_gains"] == ["a/x", "b/y"]
-    assert summary["false_promotions"] == 0
-    assert summary["hop2_loss_points"] is None
-    assert summary["shared_work_gain"] == 2.0
-    assert summary["cpu_s_by_samples"] == {"250": 60.0}
-    json.dumps(summary)
-
-
-def test_the_gate_judges_every_trained_adapter_on_a_part_and_is_checked_on_the_rest() -> None:
-    def shuffled(arm: str, wrong: range) -> Row:
-        bits = [number not in wrong for number in range(N)]
-        return row(arm, 0) | {"accuracy": sum(bits) / N, "right": to_hex(bits)}
-
-    rows = [
-        shuffled("source", range(0)),
-        row("zero-shot", 0),
-        shuffled("lorebase", range(0)),
-        shuffled("random", range(0, N, 4)),  # a quarter wrong everywhere: refused
-        shuffled("titok", range(150, N)),  # all of its mistakes are hidden from the gate
-    ]
-    policy_sized = gate_record(table_of(rows, 250))
-    assert policy_sized["gated"] == 3
-    assert policy_sized["worse"] == 2
-    assert policy_sized["promoted"] == policy_sized["false_promotions"] == 0, "80 decide nothing"
-
-
-def test_a_bad_adapter_that_hides_its_mistakes_is_a_false_promotion(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from benchmarks.transfer import result
-
-    monkeypatch.setattr(result, "ENTRUSTED_SHARE", 0.6)
-    hidden = [number < 130 for number in range(N)]
-    rows = [row("source", N), row("zero-shot", 0), row("lorebase", N)]
-    rows.append(row("titok", 130) | {"right": to_hex(hidden)})
-    record = gate_record(table_of(rows, 250))
-    assert record == {"gated": 2, "promoted": 2, "worse": 1, "false_promotions": 1}
-
-
-def test_the_figure_is_one_svg_with_a_dot_for_each_arm_and_task() -> None:
-    rows = table_rows()
-    rows += [
-        row(arm, 100, task=task, seed=seed, samples=32)
-        for task in ("a/x", "b/y")
-        for seed in range(3)
-        for arm in ("unfiltered", "trans-lora", "lorebase")
-    ]
-    drawn = figure(rows, samples=250)
-    root = ElementTree.fromstring(drawn)
-    circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
-    assert len(circles) == 2 * 6 + 3 * 2
-    assert "lorebase: 0.9" in drawn
-    assert [len(curve.points) for curve in curves_of(rows)] == [2, 2, 2]
-    assert curves_of(table_rows()) == [], "one number of samples makes no curve"
-
-
-def test_rows_say_task_by_task_what_was_recovered() -> None:
-    told = extra_rows(table_rows(), samples=250)
-    task = next(one for one in told if one["kind"] == "task")
-    assert task["recovery"]["lorebase"] == pytest.approx(0.94, abs=0.01)
-    assert task["accuracy"]["oracle"] == pytest.approx(0.99, abs=0.01)
-    assert len([one for one in told if one["kind"] == "filtering"]) == 2
-
 
 BASE = ModelSpec(base_id="next")
 
@@ -288,8 +103,66 @@ def test_a_cells_key_is_all_that_decides_it_and_nothing_else() -> None:
         cell_key(WORLD, revisions, replace(cell, samples=11), arm),
         cell_key(WORLD, revisions, cell, ARMS["unfiltered"]),
         cell_key(replace(WORLD, tuning={}), revisions, cell, arm),
+        cell_key(replace(WORLD, held_out=7), revisions, cell, arm),
+        cell_key(WORLD, revisions, cell, replace(arm, everything=True)),
+        cell_key(WORLD, revisions, cell, replace(arm, hops=2)),
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 10
+
+
+def test_a_second_hops_key_names_the_base_that_it_goes_to() -> None:
+    revisions = {"w-source": "r1", "w-next": "r2", "w-third": "r3"}
+    cell = Cell(task="t", seed=0, arm="hop2", samples=10)
+    third = replace(WORLD, third_dir=Path("c"))
+    assert WORLD.dirs == {"w-source": Path("a"), "w-next": Path("b")}
+    assert third.dirs == WORLD.dirs | {"w-third": Path("c")}
+    one_hop = {
+        cell_key(world, revisions, replace(cell, arm="lorebase"), ARMS["lorebase"])
+        for world in (WORLD, third)
+    }
+    two_hops = {cell_key(world, revisions, cell, ARMS["hop2"]) for world in (WORLD, third)}
+    assert (len(one_hop), len(two_hops)) == (1, 2)
+
+
+def test_a_generation_makes_all_cells_anew_or_those_of_one_arm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    revisions = {"w-source": "r1", "w-next": "r2"}
+
+    def keys() -> list[str]:
+        return [
+            cell_key(WORLD, revisions, Cell(task="t", seed=0, arm=arm, samples=9), ARMS[arm])
+            for arm in ("lorebase", "legacy")
+        ]
+
+    first = keys()
+    monkeypatch.setitem(generation.ARMS, "legacy", 1)
+    second = keys()
+    assert (second[0] == first[0], second[1] == first[1]) == (True, False)
+    monkeypatch.setattr(generation, "CELLS", generation.CELLS + 1)
+    assert not set(keys()) & {*first, *second}
+
+
+def test_a_digest_of_code_leaves_out_what_it_does_not_do() -> None:
+    code = "class A:\n    x: int = 1\n"
+    told = (
+        '"""Text."""\nclass A:\n    """More."""\n    # and more\n\n    x: int = 1\n    """x."""\n'
+    )
+    assert generation.code_digest(told) == generation.code_digest(code)
+    assert generation.code_digest(code.replace("1", "2")) != generation.code_digest(code)
+
+
+def test_whoever_changes_what_decides_cells_says_what_becomes_of_old_ones() -> None:
+    version, pinned = generation.pinned()
+    if version != generation.python_version():
+        pytest.skip(f"digests of syntax trees were pinned with Python {version}")
+    now = generation.source_digests()
+    changed = {path for path in pinned.keys() | now.keys() if pinned.get(path) != now.get(path)}
+    assert not changed, (
+        f"{sorted(changed)} decide the cells of suite transfer: if results change, raise a "
+        "generation in benchmarks/transfer/generation.py; then, in any case, run "
+        "`python -m benchmarks.transfer.generation`"
+    )
 
 
 def test_options_at_their_defaults_are_no_part_of_a_key() -> None:
@@ -313,6 +186,65 @@ def test_tuning_reaches_every_arm_of_a_recipe_and_studies_go_on_top() -> None:
     assert ARMS["zero-shot"].tuned(WORLD).recipe is None
 
 
+def test_each_recipe_is_tuned_on_a_grid_of_the_same_size() -> None:
+    assert [len(arms) for arms in GRID.values()] == [9, 9, 9]
+    world = tinyworld(Path("bases"))
+    used = {recipe: used_setting(world, recipe) for recipe in GRID}
+    assert all(used[recipe] in GRID[recipe] for recipe in GRID), used
+    assert used_setting(replace(world, tuning={}), "titok") == "", "the paper's rate is not there"
+    cells = suite.wanted_cells(world, suite.options_of(["--tuning"]), quick=False)
+    assert len(cells) == len(set(cells)) == 3 * 9 * 3 * 2
+    assert {cell.task for cell in cells} <= DEVELOPMENT
+
+
+def test_without_a_kit_no_length_is_known_but_the_seeds() -> None:
+    seeds = (Example(input="abc", target="x"), Example(input="a", target="yy"))
+    kit = TransferKit(
+        base_id="b",
+        dataset_name="d",
+        dataset_size=300,
+        format=DOCUMENT,
+        seeds=seeds,
+        threshold=1.5,
+        discriminator_auc=0.9,
+        real_pass_rate=0.9,
+        fake_pass_rate=0.1,
+        real_score_quantiles=(1.0, 2.0),
+        max_input_chars=77,
+        max_input_tokens=78,
+        max_answer_tokens=79,
+        provenance={"data": "digest"},
+    )
+    known = seeds_alone(kit, len)
+    assert (known.max_input_chars, known.max_input_tokens, known.max_answer_tokens) == (6, 22, 20)
+    assert known == seeds_alone(replace(kit, max_input_chars=9, max_input_tokens=9), len)
+    assert (known.dataset_size, known.discriminates, known.provenance) == (2, False, {})
+
+
+def test_only_a_whole_run_replaces_the_table() -> None:
+    names = {
+        " ".join(told): suite.result_name(suite.options_of(told))
+        for told in (
+            [],
+            ["--workers", "4", "--minutes", "5", "--as-is", "--reuse"],
+            ["--tasks", "hr/person-id"],
+            ["--arms", "soft"],
+            ["--seeds", "1"],
+            ["--samples", "60"],
+            ["--no-curve"],
+            ["--third", "third"],
+            ["--tuning"],
+            ["--models", "a", "b", "--data", "c"],
+        )
+    }
+    assert list(names.values()) == [
+        *("transfer",) * 2,
+        *("transfer-partial",) * 6,
+        "transfer-tuning",
+        "transfer-models",
+    ]
+
+
 def test_finished_cells_are_found_in_the_folder_and_in_an_earlier_result(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "cells", [{"kind": "arm"}, {"key": "k1", "accuracy": 0.5}])
     assert shelf.get("k0") is None
@@ -327,10 +259,11 @@ def test_development_tasks_stay_out_of_the_table() -> None:
     cells = suite.wanted_cells(world, suite.options_of([]), quick=False)
     assert not {cell.task for cell in cells} & DEVELOPMENT
     assert len({cell.task for cell in cells}) >= 10
-    assert {cell.arm for cell in cells} == set(TABLE)
+    assert {cell.arm for cell in cells if cell.samples == 250} == set(TABLE)
     curve = [cell for cell in cells if cell.samples < 250]
     assert {cell.samples for cell in curve} == set(suite.CURVE_SAMPLES)
     assert {cell.task for cell in curve} == set(suite.CURVE_TASKS)
+    assert {cell.arm for cell in curve} == set(CURVE)
     one = suite.wanted_cells(
         world, suite.options_of(["--tasks", "hr/person-id", "--arms", "soft"]), quick=False
     )
