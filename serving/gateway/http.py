@@ -129,7 +129,7 @@ class OpenAiHttp:
             def choice(piece: Piece, first: bool) -> dict[str, Any]:
                 return {"index": 0, "text": piece.text, "logprobs": None}
 
-            return await self._stream(calls[0], frame, choice, body.include_usage)
+            return await self._stream(request, calls[0], frame, choice, body.include_usage)
         answers = await until_gone(request, _all(self._core, calls))
         choices = [
             {
@@ -152,7 +152,7 @@ class OpenAiHttp:
                 return {"index": 0, "delta": chat_delta(piece, first), "logprobs": None}
 
             frame = self._frame(name, "chat.completion.chunk", body.model)
-            return await self._stream(call, frame, choice, body.include_usage)
+            return await self._stream(request, call, frame, choice, body.include_usage)
         answers = await until_gone(request, _all(self._core, [call]))
         message = {"role": "assistant", "content": answers[0].text, "refusal": None}
         choices = [
@@ -184,6 +184,7 @@ class OpenAiHttp:
 
     async def _stream(
         self,
+        request: Request,
         call: Call,
         frame: dict[str, Any],
         choice: Callable[[Piece, bool], dict[str, Any]],
@@ -192,7 +193,7 @@ class OpenAiHttp:
         pieces = self._core.run(call)
         # The first piece decides the status: errors before it are plain HTTP errors.
         try:
-            first = await anext(pieces)
+            first = await until_gone(request, anext(pieces))
         except BaseException:
             await pieces.aclose()
             raise

@@ -133,15 +133,15 @@ async def test_full_queue_is_429_with_retry_after(tmp_path: Path, base_dir: Path
         await until(lambda: engines.running == 0)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stream", "begun"), [(False, False), (True, True), (True, False)])
 async def test_client_that_hangs_up_aborts_at_the_engine(
-    tmp_path: Path, base_dir: Path, stream: bool
+    tmp_path: Path, base_dir: Path, stream: bool, begun: bool
 ) -> None:
     step = asyncio.Event()
 
     async def gate() -> None:
-        # The first token comes at once, so that a stream has begun; then nothing more.
-        if step.is_set():
+        # The first token comes at once where a stream has begun; then nothing more.
+        if step.is_set() or not begun:
             await asyncio.sleep(3600)
         step.set()
 
@@ -156,7 +156,7 @@ async def test_client_that_hangs_up_aborts_at_the_engine(
             + body
         )
         await writer.drain()
-        if stream:
+        if begun:
             await reader.readuntil(b"data: ")
         await until(lambda: engines.running == 1)
         writer.close()
