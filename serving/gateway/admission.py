@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from ..errors import ResourceExhaustedError, UnavailableError
+from ..errors import ResourceExhaustedError
 
 _SMOOTHING = 0.1
 """Weight of the newest request in the running mean of service times."""
@@ -31,7 +31,6 @@ class Admission:
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_service_s = 1.0
-        self._closed = False
 
     @property
     def running(self) -> int:
@@ -43,17 +42,12 @@ class Admission:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Refuses new requests from now on; those admitted or waiting go on."""
-        self._closed = True
-
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
         """Holds a slot for the length of the block; yields the seconds waited for it.
 
         Raises:
             ResourceExhaustedError: the queue is full; retry_after_s estimates when it is not.
-            UnavailableError: the gateway is draining.
         """
         asked = self._clock()
         await self._acquire()
@@ -65,12 +59,6 @@ class Admission:
             self._release()
 
     async def _acquire(self) -> None:
-        if self._closed:
-            raise UnavailableError(
-                "this gateway is draining; reconnect, another one answers",
-                reason="DRAINING",
-                retry_after_s=0.1,
-            )
         if self._running < self._max_concurrency:
             self._running += 1
             return

@@ -101,7 +101,7 @@ class Core:
             InvalidArgumentError: the engine refuses the prompt or the sampling.
             ResourceExhaustedError: the queue is full.
             DeadlineExceededError: the call's time is over.
-            UnavailableError: draining, or no engine could be reached.
+            UnavailableError: no route table yet, or no engine could be reached.
         """
         book = _Book(metrics=self._metrics, clock=self._clock, arrived=self._clock())
         timeout_s = self._max_request_s if call.timeout_s is None else call.timeout_s

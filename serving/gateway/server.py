@@ -265,7 +265,8 @@ class GatewayServer:
         stopping: list[asyncio.Task[None]] = []
         if self._grpc is not None:
             # Calls that race with this on open connections are refused by gRPC before they reach
-            # a servicer, and its clients repeat them elsewhere by themselves.
+            # a servicer, and its clients repeat them elsewhere by themselves. So admission need
+            # not refuse any: what it has is answered.
             stopping.append(asyncio.create_task(self._grpc.stop(drain_s)))
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True
@@ -273,7 +274,6 @@ class GatewayServer:
         await self._watch.leave()
         if stopping:
             await asyncio.wait(stopping, timeout=drain_s + 1)
-        self._admission.close()
         tasks = [task for task in (self._polling, *stopping) if task is not None]
         for task in tasks:
             task.cancel()

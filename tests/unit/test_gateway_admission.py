@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lorebase.serving.errors import ResourceExhaustedError, UnavailableError
+from lorebase.serving.errors import ResourceExhaustedError
 from lorebase.serving.gateway.admission import Admission
 
 
@@ -164,21 +164,6 @@ async def test_a_deadline_that_passes_in_the_turn_in_which_a_slot_is_freed_is_a_
         await b
     await a
     assert (admission.running, admission.waiting) == (0, 0)
-
-
-async def test_closed_admission_refuses_newcomers_but_lets_the_queue_finish() -> None:
-    admission = Admission(max_concurrency=1, max_queue=2, clock=Clock())
-    log: list[str] = []
-    release = asyncio.Event()
-    tasks = [asyncio.create_task(hold(admission, log, name, release)) for name in "ab"]
-    await settle()
-    admission.close()
-    with pytest.raises(UnavailableError, match="draining"):
-        async with admission.slot():
-            pass
-    release.set()
-    await asyncio.gather(*tasks)
-    assert log == ["a", "b"]
 
 
 async def test_an_error_inside_frees_the_slot() -> None:
