@@ -134,9 +134,10 @@ class AdapterPool:
         self._adapted.append(0)
         return layer
 
-    def block_bytes(self, layer: PoolLayer, ranks: Sequence[int]) -> int:
-        """Bytes that an adapter with these ranks per slice takes in `layer`."""
-        return block_of(layer, ranks, self.dtype.itemsize).elements * self.dtype.itemsize
+    def missing_bytes(self, adapter: PackedAdapter) -> int:
+        """How many more bytes must be free before a slot can be assigned an adapter."""
+        elements = sum(block.elements for block in adapter.blocks.values())
+        return 0 if self.points else max(0, elements * self.dtype.itemsize - self.free_bytes)
 
     def put(self, layer: PoolLayer, slot: int, weights: Sequence[SliceWeights]) -> None:
         """Writes an adapter's weights for one layer into a slot, replacing what was there.
@@ -184,16 +185,12 @@ class AdapterPool:
                 if not self.points:
                     resident = self._copied(resident)
                 self._point(self.layers[index], slot, resident)
-        except PoolFullError:
+        except BaseException:
             self.unassign(slot)
             raise
 
     def unassign(self, slot: int) -> None:
-        """Empties a slot in all layers. Fine if it is empty.
-
-        Raises:
-            ValueError: No such slot.
-        """
+        """Empties a slot in all layers, likewise."""
         for layer in self.layers:
             self.clear(layer, slot)
 

@@ -1,14 +1,16 @@
 """The CPU kernel against the fp64 oracle, on every instruction set that this machine has."""
 
+import ctypes
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from lorebase.kernels.lora import cpu
-from lorebase.kernels.lora.cpu import linear, native
+from lorebase.kernels.lora.cpu import fallback, linear, native
 from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.reference import lora_reference
 from tests.unit.kernel_samples import TOLERANCE, Case
@@ -163,11 +165,58 @@ def test_without_the_library_torch_serves_with_one_warning(
 ) -> None:
     monkeypatch.setattr(linear, "library", lambda: None)
     monkeypatch.setattr(linear, "best_isa", lambda: None)
-    linear._warn_not_built.cache_clear()
+    fallback.warn_of_torch.cache_clear()
     case = Case([(2, 2, 2)])
     with pytest.warns(RuntimeWarning, match="not built"):
         cpu.CpuLinear(case.pool, case.layer, case.plan)
     cpu.CpuLinear(case.pool, case.layer, case.plan)  # warnings are errors in tests
+
+
+@pytest.fixture
+def found_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Looks for the library again, in this test and after it."""
+    native._found.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    native._found.cache_clear()
+
+
+@pytest.mark.parametrize("version", [None, native.ABI + 1])
+def test_a_library_of_other_sources_is_not_used_but_said_to_need_building(
+    found_anew: pytest.MonkeyPatch, version: int | None
+) -> None:
+    class Stale:
+        if version is not None:
+            lb_abi_version = staticmethod(lambda: version)
+
+    found_anew.setattr(native, "built_at", lambda: Path("stale.so"))
+    found_anew.setattr(ctypes, "CDLL", lambda path: Stale())
+    assert native.library() is None
+    fallback.warn_of_torch.cache_clear()
+    case = Case([(2, 2, 2)])
+    with pytest.warns(RuntimeWarning, match=rf"ABI is {version or 0}.*build it again; torch serv"):
+        _check(case, cpu.CpuLinear(case.pool, case.layer, case.plan), [0, -1])
+
+
+def test_a_broken_library_is_said_to_be_so(found_anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    found_anew.setattr(native, "built_at", lambda: broken)
+    assert native.library() is None
+    assert "can't be loaded" in str(native.why_missing())
+
+
+def test_both_sides_name_the_same_abi() -> None:
+    header = (Path(native.__file__).parent / "grouped.h").read_text()
+    assert f"#define LB_ABI {native.ABI}\n" in header
+
+
+def test_codes_of_the_library_say_what_went_wrong() -> None:
+    native.check(0)
+    with pytest.raises(ValueError, match="got an instruction set beyond"):
+        native.check(-1)
+    with pytest.raises(MemoryError, match="scratch"):
+        native.check(-2)
 
 
 def test_several_threads_give_the_same_bits_as_one() -> None:

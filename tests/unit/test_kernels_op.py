@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorebase.kernels.lora.cpu import tables
+from lorebase.kernels.lora.cpu import fallback, tables
+from lorebase.kernels.lora.layout import pack
 from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.op import LoraLinear
 from lorebase.kernels.lora.pool import AdapterPool
@@ -14,6 +15,7 @@ RANKS = [(8, 0, 3), (64, 16, 1), (0, 0, 0), (1, 40, 33)]
 SLOTS = [(5 * t + t // 6) % 5 - 1 for t in range(37)]
 
 
+@pytest.mark.filterwarnings("ignore:lorebase's C.. LoRA kernel:RuntimeWarning")
 @pytest.mark.parametrize("built", [True, False], ids=["library", "torch"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_on_the_cpu_the_op_gives_the_formulas_result(
@@ -32,6 +34,40 @@ def test_on_the_cpu_the_op_gives_the_formulas_result(
         assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
         base = [row for row, slot in enumerate(slots) if slot < 0]
         assert y[base].equal(before[base])
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["library", "torch"])
+@pytest.mark.filterwarnings("ignore:lorebase's C.. LoRA kernel:RuntimeWarning")
+def test_the_op_reads_adapters_outside_of_the_pools_buffer(
+    built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not built:
+        monkeypatch.setattr(tables, "library", lambda: None)
+    case = Case([(8, 0, 3), (4, 16, 1)], max_rank=16)
+    pool = AdapterPool(slots=2, budget_bytes=0, dtype=torch.float32, max_rank=16, points=True)
+    layer = pool.add_layer(case.features, case.slices)
+    for slot, weights in case.weights.items():
+        pool.assign(slot, pack([layer], {0: weights}, dtype=torch.float32))
+    slots = [1, 0, -1, 1] * 9
+    y, x = case.inputs(slots)
+    expected = lora_reference(y, x, slots, case.weights, case.slices)
+    case.plan.fill(slots)
+    LoraLinear(pool, layer, case.plan)(y, x)
+    assert torch.allclose(y.double(), expected, atol=TOLERANCE[torch.float32], rtol=1e-2)
+
+
+def test_without_the_library_the_op_says_once_that_torch_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "library", lambda: None)
+    fallback.warn_of_torch.cache_clear()
+    case = Case([(8, 8, 8)], max_rank=8)
+    apply = LoraLinear(case.pool, case.layer, case.plan)
+    y, x = case.inputs([0])
+    case.plan.fill([0])
+    with pytest.warns(RuntimeWarning, match="torch serves instead"):
+        apply(y, x)
+    apply(y, x)  # warnings are errors in tests
 
 
 def test_a_pool_that_takes_any_rank_is_refused() -> None:

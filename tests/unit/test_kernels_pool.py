@@ -1,12 +1,15 @@
 """Adapter memory: what goes in comes out, at true size, whatever was evicted before."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorebase.kernels.lora.extents import Extents
-from lorebase.kernels.lora.pool import AdapterPool, PoolFullError
+from lorebase.kernels.lora.layout import block_of, pack
+from lorebase.kernels.lora.pool import AdapterPool, PoolFullError, PoolLayer
 from lorebase.kernels.lora.reference import SliceWeights, lora_reference
 
 K, SLICES = 6, (5, 3)
@@ -22,6 +25,11 @@ def _weights(ranks: tuple[int, ...], seed: int = 0) -> list[SliceWeights]:
 
 def _pool(budget_bytes: int = 1 << 16, slots: int = 4) -> AdapterPool:
     return AdapterPool(slots=slots, budget_bytes=budget_bytes, dtype=torch.float32)
+
+
+def _bytes(layer: PoolLayer, ranks: tuple[int, ...]) -> int:
+    """What an adapter of these ranks takes in a layer of a pool of float32."""
+    return block_of(layer, ranks, 4).elements * 4
 
 
 def _same(got: tuple[SliceWeights, ...], expected: list[SliceWeights]) -> bool:
@@ -61,8 +69,8 @@ def test_tables_point_at_row_major_a_and_transposed_b() -> None:
 def test_memory_is_taken_at_true_rank() -> None:
     pool = _pool()
     layer = pool.add_layer(1024, (1024,))
-    assert pool.block_bytes(layer, (8,)) == 8 * (1024 + 1024) * 4
-    assert pool.block_bytes(layer, (1,)) == 1 * (1024 + 1024) * 4
+    assert _bytes(layer, (8,)) == 8 * (1024 + 1024) * 4
+    assert _bytes(layer, (1,)) == 1 * (1024 + 1024) * 4
     pool.put(layer, 0, [(torch.zeros(2, 1024), torch.zeros(1024, 2))])
     assert pool.used_bytes == 2 * 2048 * 4
     pool.clear(layer, 0)
@@ -80,16 +88,50 @@ def test_a_full_pool_says_what_is_missing_and_holds_no_half_adapter() -> None:
         PoolFullError, match=r"needed 2176 bytes, free 768, largest hole 768; evict"
     ) as caught:
         pool.put(layer, 1, _weights((30, 20)))
-    assert caught.value.needed_bytes == pool.block_bytes(layer, (30, 20)) == 2176
+    assert caught.value.needed_bytes == _bytes(layer, (30, 20)) == 2176
     assert caught.value.free_bytes == pool.free_bytes >= caught.value.largest_hole_bytes
     assert _same(pool.read(layer, 1), [None, None])
     assert not layer.ranks[1].any()
     assert _same(pool.read(layer, 0), _weights((2, 2)))
 
 
+def test_a_pool_says_how_many_bytes_an_adapter_lacks() -> None:
+    pool = _pool(budget_bytes=2048)
+    layer = pool.add_layer(K, SLICES)
+    pool.put(layer, 0, _weights((2, 2)))
+    small, big = (pack([layer], {0: _weights(r)}, dtype=torch.float32) for r in ((1, 1), (30, 20)))
+    assert pool.missing_bytes(small) == 0
+    assert pool.missing_bytes(big) == big.nbytes - pool.free_bytes > 0
+    pool.clear(layer, 0)
+    assert pool.missing_bytes(big) == max(0, big.nbytes - 2048)
+    pointing = AdapterPool(slots=1, budget_bytes=0, dtype=torch.float32, points=True)
+    assert pointing.missing_bytes(big) == 0
+
+
+def test_whatever_goes_wrong_in_the_middle_leaves_a_slot_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = _pool()
+    layers = [pool.add_layer(K, SLICES) for _ in range(2)]
+    adapter = pack(layers, {0: _weights((2, 2)), 1: _weights((1, 0))}, dtype=torch.float32)
+    allocate, calls = pool._allocate, []
+
+    def fails_at_the_second(block: Any) -> Any:
+        calls.append(block)
+        if len(calls) == 2:
+            raise RuntimeError("device lost")
+        return allocate(block)
+
+    monkeypatch.setattr(pool, "_allocate", fails_at_the_second)
+    with pytest.raises(RuntimeError, match="device lost"):
+        pool.assign(1, adapter)
+    assert pool.used_bytes == 0
+    assert not layers[0].ranks.any()
+
+
 def test_scattered_holes_are_joined_when_together_they_suffice() -> None:
     one = AdapterPool(slots=4, budget_bytes=1, dtype=torch.float32)
-    size = one.block_bytes(one.add_layer(K, SLICES), (2, 2))
+    size = _bytes(one.add_layer(K, SLICES), (2, 2))
     pool = _pool(budget_bytes=4 * size)
     layer = pool.add_layer(K, SLICES)
     for slot in range(4):
@@ -99,7 +141,7 @@ def test_scattered_holes_are_joined_when_together_they_suffice() -> None:
     table = layer.a_offsets.data_ptr()
     # Two single holes of `size` each; this adapter needs more than one of them.
     big = _weights((5, 4), seed=9)
-    assert size < pool.block_bytes(layer, (5, 4)) <= 2 * size
+    assert size < _bytes(layer, (5, 4)) <= 2 * size
     pool.put(layer, 0, big)
     assert _same(pool.read(layer, 0), big)
     assert _same(pool.read(layer, 1), _weights((2, 2), seed=1))

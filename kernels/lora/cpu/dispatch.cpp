@@ -81,6 +81,8 @@ LbTileKernel kernel_of(int isa) {
 
 }  // namespace
 
+extern "C" int lb_abi_version(void) { return LB_ABI; }
+
 extern "C" int lb_best_isa(void) {
 #if defined(__x86_64__)
   static const int best = [] {

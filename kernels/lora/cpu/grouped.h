@@ -4,6 +4,8 @@
 #include <stdint.h>
 
 #define LB_API __attribute__((visibility("default")))
+// Counts changes of what follows; native.py mirrors it and refuses a library of another number.
+#define LB_ABI 1
 
 extern "C" {
 
@@ -36,6 +38,7 @@ struct LbStep {
 LB_API int lb_linear(const LbLayer* layer, const LbStep* step, const void* x, int64_t x_stride,
                      void* y, int64_t y_stride, int threads, int isa);
 
+LB_API int lb_abi_version(void);     // LB_ABI of the sources that it was built from
 LB_API int lb_best_isa(void);        // the widest LbIsa that machine and build have
 LB_API int lb_shares_threads(void);  // 1 if the process has an OpenMP runtime to borrow
 

@@ -1,28 +1,17 @@
 """One linear layer's batched LoRA on the CPU: y[t, slice s] += B_s (A_s x_t), in place."""
 
 import ctypes
-import warnings
-from functools import cache
 
 import torch
 
 from ..metadata import StepPlan
 from ..pool import AdapterPool, PoolLayer
-from .native import DTYPES, Isa, LayerTables, StepTables, best_isa, library
+from .fallback import lora_linear_in_torch, warn_of_torch
+from .native import DTYPES, Isa, LayerTables, StepTables, best_isa, check, library
 
 # Small enough that a decode step's groups are one tile each and a prompt gives several threads
 # work; large enough that a block of B is used 16 times per load.
 TILE_TOKENS = 16
-
-
-@cache
-def _warn_not_built() -> None:
-    warnings.warn(
-        "lorebase's C++ LoRA kernel is not built; torch serves instead, several times slower. "
-        "Install a C++ compiler and run the package's installation again",
-        RuntimeWarning,
-        stacklevel=4,
-    )
 
 
 class CpuLinear:
@@ -52,13 +41,17 @@ class CpuLinear:
             raise ValueError(f"got {plan.slots} slots in the plan; expected {pool.slots}")
         best = best_isa()
         if best is None:
-            _warn_not_built()
+            warn_of_torch()
         elif isa is not None and isa > best:
             raise ValueError(f"got {isa.name}; this machine has {best.name}")
         self._pool, self._layer, self._plan = pool, layer, plan
         self._library = library()
         self._isa = int(best if isa is None and best is not None else isa or Isa.PORTABLE)
         self._columns = sum(layer.slice_sizes)
+        self._tables = (
+            *(pool.buffer, layer.a_offsets, layer.b_offsets, layer.ranks, layer.slice_starts),
+            *(plan.counts, plan.tiles, plan.order, pool.types),
+        )
         self._layer_tables = ctypes.byref(
             LayerTables(
                 pool.buffer.data_ptr(),
@@ -91,9 +84,9 @@ class CpuLinear:
             return
         self._check(y_TN, x_TK)
         if self._library is None:
-            grouped_torch(y_TN, x_TK, self._pool, self._layer, self._plan)
+            lora_linear_in_torch(y_TN, x_TK, *self._tables)
             return
-        failed = self._library.lb_linear(
+        code = self._library.lb_linear(
             self._layer_tables,
             self._step_tables,
             x_TK.data_ptr(),
@@ -103,8 +96,7 @@ class CpuLinear:
             torch.get_num_threads(),
             self._isa,
         )
-        if failed:
-            raise MemoryError(f"the LoRA kernel got no scratch memory (code {failed})")
+        check(code)
 
     def _check(self, y_TN: torch.Tensor, x_TK: torch.Tensor) -> None:
         tokens = self._plan.tokens
@@ -124,20 +116,3 @@ class CpuLinear:
                     f"expected at least {tokens} rows, {columns} columns of unit stride, "
                     f"{self._pool.dtype}"
                 )
-
-
-def grouped_torch(
-    y_TN: torch.Tensor, x_TK: torch.Tensor, pool: AdapterPool, layer: PoolLayer, plan: StepPlan
-) -> None:
-    """The same in torch, one pair of products per adapter and slice: the path without C++."""
-    for slot, rows in plan.groups():
-        rows_G = torch.from_numpy(rows).long()
-        x_GK = x_TK.index_select(0, rows_G).float()
-        column = 0
-        for size, pair in zip(layer.slice_sizes, pool.read(layer, slot), strict=True):
-            if pair is not None:
-                a_RK, b_NR = pair
-                delta_GN = (x_GK @ a_RK.float().t()) @ b_NR.float().t()
-                part_TN = y_TN[:, column : column + size]
-                part_TN[rows_G] = (part_TN[rows_G].float() + delta_GN).to(y_TN.dtype)
-            column += size

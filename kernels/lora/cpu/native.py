@@ -9,6 +9,8 @@ from pathlib import Path
 from ..layout import TYPES
 
 LIBRARY = "_grouped"
+ABI = 1
+"""LB_ABI of the grouped.h that this module mirrors."""
 DTYPES = TYPES
 """LbDtype of each type."""
 
@@ -58,15 +60,19 @@ def built_at() -> Path | None:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The loaded kernel, or None: not built, or built for another machine."""
+def _found() -> ctypes.CDLL | str:
+    """The loaded kernel, or what is wrong with it."""
     path = built_at()
     if path is None:
-        return None
+        return "is not built"
     try:
         loaded = ctypes.CDLL(str(path))
-    except OSError:
-        return None
+    except OSError as error:
+        return f"can't be loaded ({error})"
+    version = getattr(loaded, "lb_abi_version", None)
+    abi = 0 if version is None else version()
+    if abi != ABI:  # structures and arguments may differ: it would misread memory
+        return f"was built from other sources (its ABI is {abi}, these need {ABI}): build it again"
     loaded.lb_linear.argtypes = (
         ctypes.POINTER(LayerTables),
         ctypes.POINTER(StepTables),
@@ -79,6 +85,33 @@ def library() -> ctypes.CDLL | None:
     )
     loaded.lb_linear.restype = ctypes.c_int
     return loaded
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded kernel, or None; `why_missing` says why."""
+    found = _found()
+    return None if isinstance(found, str) else found
+
+
+def why_missing() -> str | None:
+    """What is wrong with the kernel; None: nothing."""
+    found = _found()
+    return found if isinstance(found, str) else None
+
+
+def check(code: int) -> None:
+    """Raises what a code that `lb_linear` returned stands for.
+
+    Raises:
+        ValueError: An instruction set that machine or build lacks was asked for.
+        MemoryError: No memory for scratch.
+    """
+    if code == -1:
+        raise ValueError(
+            f"got an instruction set beyond {best_isa()!r}, the widest of this machine and build"
+        )
+    if code:
+        raise MemoryError(f"the LoRA kernel got no scratch memory (code {code})")
 
 
 def is_built() -> bool:
