@@ -140,14 +140,12 @@ class AdapterAdmin:
         """
 
         def write() -> AdapterView:
-            adapter = self._catalog.get_adapter(name)
             for digest in (kit_digest, evaluation_digest):
                 if digest is not None:
                     self._store.path(digest)
+            # Only what is given: another import may write the other one in this moment.
             changed = self._catalog.set_kit(
-                name,
-                kit_digest=kit_digest or adapter.kit_digest,
-                evaluation_digest=evaluation_digest or adapter.evaluation_digest,
+                name, kit_digest=kit_digest, evaluation_digest=evaluation_digest
             )
             return self._view(changed)
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lorebase.serving.artifacts import ArtifactStore
+from lorebase.serving.catalog import Catalog
 from lorebase.serving.errors import InvalidArgumentError
 from lorebase.v1 import adapter_pb2, inference_pb2
 
@@ -349,6 +351,32 @@ async def test_kit_and_evaluation_set_are_attached(
         assert changed.adapter.kit_digest == kit_digest, "what is not named stays"
         assert changed.adapter.evaluation_digest == evaluation_digest
         assert changed.adapter.etag != created.adapter.etag
+
+
+async def test_imports_at_the_same_time_do_not_undo_each_other(
+    served: Gateway, adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    (evaluation / "evaluation.jsonl").write_text('{"input": "a", "target": "b"}\n')
+    sent = upload(archive(evaluation), kind=EVALUATION, base="")
+    evaluation_digest = (await served.adapters.UploadArtifact(sent)).digest
+    await create(served, archive(adapter_dir), kit_digest=evaluation_digest)
+    newer = "sha256:" + "1" * 64
+    catalog = Catalog.open(served.settings.catalog_url)
+    real = ArtifactStore.path
+
+    def path(store: ArtifactStore, digest: str) -> Path:
+        catalog.set_kit("acme/x", kit_digest=newer, evaluation_digest=None)
+        return real(store, digest)
+
+    monkeypatch.setattr(ArtifactStore, "path", path)
+    changed = await served.adapters.ImportKit(
+        adapter_pb2.ImportKitRequest(name="acme/x", evaluation_digest=evaluation_digest)
+    )
+    catalog.close()
+    assert changed.adapter.kit_digest == newer
+    assert changed.adapter.evaluation_digest == evaluation_digest
 
 
 async def test_kits_are_refused_where_nothing_can_check_them(
