@@ -48,6 +48,7 @@ SOURCES = (
     "transfer/kit/format.py",
     "transfer/kit/kit.py",
     "transfer/kit/material.py",
+    "transfer/kit/seeds_only.py",
     "transfer/recipes/*.py",
     "transfer/synthesis/*.py",
 )

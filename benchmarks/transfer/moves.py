@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorebase.serving.artifacts import base_shapes
 from lorebase.transfer.kit import TransferKit, discriminator_dir
 from lorebase.transfer.kit.carry import Judged, NextBase, carry_kit
-from lorebase.transfer.kit.material import length_limits
+from lorebase.transfer.kit.seeds_only import build_seeds_only
 from lorebase.transfer.ports import Example, ModelSpec
 from lorebase.transfer.recipes.models import LoadTeacher, Shadow, load_teacher
 from lorebase.transfer.recipes.recipe import Recipe
@@ -26,9 +27,6 @@ from .metered import Spent
 from .rows import Row
 from .stage import Stage, digest_of
 from .world import plain
-
-SEEDS_HEADROOM = 2.0
-"""Without a kit, inputs and answers may be this much longer than the longest seed's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,23 +180,20 @@ def kit_of(stage: Stage, arm: Arm) -> TransferKit:
     if not arm.legacy:
         return stage.kit
     tokenizer = stage.bases.models[stage.bases.world.source_id][1]
-    return seeds_alone(
-        stage.kit, lambda text: len(tokenizer.encode(text, add_special_tokens=False))
-    )
+    return seeds_alone(stage.kit, tokenizer, stage.folder / "seeds-only", stage.seed)
 
 
-def seeds_alone(kit: TransferKit, count_tokens: Callable[[str], int]) -> TransferKit:
-    """Returns what is known of the data without a kit: its seeds, and no length but theirs."""
-    return replace(
-        kit,
-        threshold=0.0,
-        discriminator_auc=0.5,
-        real_pass_rate=1.0,
-        fake_pass_rate=1.0,
-        dataset_size=len(kit.seeds),
-        real_score_quantiles=(),
-        provenance={},
-        **length_limits(kit.seeds, count_tokens, headroom=SEEDS_HEADROOM),
+def seeds_alone(kit: TransferKit, tokenizer: Any, out_dir: Path, seed: int) -> TransferKit:
+    """Makes the kit of an adapter whose data is gone, as a tenant does: of a kit's seeds alone."""
+    return build_seeds_only(
+        tokenizer=tokenizer,
+        examples=kit.seeds,
+        dataset_name=kit.dataset_name,
+        base_id=kit.base_id,
+        format=kit.format,
+        out_dir=out_dir,
+        seed=seed,
+        seeds=len(kit.seeds),
     )
 
 

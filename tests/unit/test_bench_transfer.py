@@ -197,8 +197,8 @@ def test_each_recipe_is_tuned_on_a_grid_of_the_same_size() -> None:
     assert {cell.task for cell in cells} <= DEVELOPMENT
 
 
-def test_without_a_kit_no_length_is_known_but_the_seeds() -> None:
-    seeds = (Example(input="abc", target="x"), Example(input="a", target="yy"))
+def test_without_a_kit_no_length_is_known_but_the_seeds(tmp_path: Path) -> None:
+    seeds = tuple(Example(input="abc"[: n % 3 + 1] + str(n), target="yy") for n in range(5))
     kit = TransferKit(
         base_id="b",
         dataset_name="d",
@@ -215,10 +215,18 @@ def test_without_a_kit_no_length_is_known_but_the_seeds() -> None:
         max_answer_tokens=79,
         provenance={"data": "digest"},
     )
-    known = seeds_alone(kit, len)
-    assert (known.max_input_chars, known.max_input_tokens, known.max_answer_tokens) == (6, 22, 20)
-    assert known == seeds_alone(replace(kit, max_input_chars=9, max_input_tokens=9), len)
-    assert (known.dataset_size, known.discriminates, known.provenance) == (2, False, {})
+
+    class Letters:
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[str]:
+            assert not add_special_tokens
+            return list(text)
+
+    known = seeds_alone(kit, Letters(), tmp_path / "a", 0)
+    assert (known.max_input_chars, known.max_input_tokens, known.max_answer_tokens) == (8, 24, 20)
+    other = replace(kit, max_input_chars=9, dataset_size=7, provenance={}, threshold=0.0)
+    assert seeds_alone(other, Letters(), tmp_path / "b", 0) == known
+    assert set(known.seeds) == set(seeds)
+    assert (known.dataset_size, known.discriminates) == (5, False)
 
 
 def test_only_a_whole_run_replaces_the_table() -> None:
