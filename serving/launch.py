@@ -23,7 +23,7 @@ from .config import Settings
 from .errors import UnavailableError
 from .imports import load
 from .instance import lock, ray_temp_dir, reachable, with_ports
-from .ray_names import GATEWAY_APP, HUB_ACTOR, NAMESPACE
+from .ray_names import CONTROLLER_ACTOR, GATEWAY_APP, HUB_ACTOR, NAMESPACE, engine_app_name
 
 _log = structlog.get_logger(__name__)
 
@@ -67,10 +67,11 @@ class Cluster:
         return f"{scheme}://{reachable(serving.host)}:{serving.http_port}"
 
     def down(self) -> None:
-        """Drains the gateways and stops everything; the catalog stays."""
-        _stop_applications()
-        _disconnect()
-        self.lock.close()
+        """Drains the gateways and stops everything that is ours; the catalog stays."""
+        with contextlib.ExitStack() as last:
+            last.callback(self.lock.close)
+            last.callback(_disconnect)
+            _stop_applications(self.settings, local=self.local)
 
 
 def up(settings: Settings) -> Cluster:
@@ -94,17 +95,15 @@ def up(settings: Settings) -> Cluster:
     except BaseException:
         held.close()
         raise
+    cluster = Cluster(settings=settings, lock=held, local=settings.cluster.address == "local")
     try:
         _start_applications(settings, serving_bases)
-        cluster = Cluster(settings=settings, lock=held, local=settings.cluster.address == "local")
         _wait_serving(cluster)
         if settings.background_plugin is not None:
             load(settings.background_plugin)(settings)
     except BaseException:
         with contextlib.suppress(Exception):
-            _stop_applications()
-        _disconnect()
-        held.close()
+            cluster.down()
         raise
     _log.info("up", grpc=cluster.grpc_target, http=cluster.http_url, bases=serving_bases)
     return cluster
@@ -233,29 +232,29 @@ def _wait_serving(cluster: Cluster) -> None:
     )
 
 
-def _stop_applications() -> None:
+def _stop_applications(settings: Settings, *, local: bool) -> None:
+    """Stops what this instance runs. A Ray that was there before keeps what others run on it."""
     from ray import serve
 
     # The background plane first: its controller must not start engines that are being stopped.
-    _kill_actors(keep=HUB_ACTOR)
+    _kill_actor(CONTROLLER_ACTOR)
     # Gateways before engines: they drain while their engines still answer.
-    if GATEWAY_APP in serve.status().applications:
-        serve.delete(GATEWAY_APP, _blocking=True)
-    _kill_actors()
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    ours = [GATEWAY_APP, *(engine_app_name(base.id) for base in settings.bases)]
+    for name in ours[:1] if local else ours:
+        if name in serve.status().applications:
+            serve.delete(name, _blocking=True)
+    _kill_actor(HUB_ACTOR)
+    if local:
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _kill_actors(keep: str | None = None) -> None:
-    """Ends this instance's detached actors; their state is in the catalog."""
+def _kill_actor(name: str) -> None:
+    """Ends one of this instance's detached actors; their state is in the catalog."""
     import ray
 
-    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)  # dicts, typed as strings
-    for actor in actors:
-        if actor["namespace"] == NAMESPACE and actor["name"] != keep:
-            # One that ends by itself in this moment is just as well.
-            with contextlib.suppress(ValueError):
-                handle = ray.get_actor(actor["name"], namespace=NAMESPACE)
-                ray.kill(handle, no_restart=True)
+    # There is none, or it ends by itself in this moment: just as well.
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 
 
 def _disconnect() -> None:

@@ -2,6 +2,7 @@
 
 NAMESPACE = "lorebase"
 HUB_ACTOR = "lorebase-route-hub"
+CONTROLLER_ACTOR = "lorebase-upgrade-controller"
 GATEWAY_APP = "gateway"
 GATEWAY_DEPLOYMENT = "Gateway"
 ENGINE_DEPLOYMENT = "Engine"

@@ -15,7 +15,7 @@ from lorebase.serving.app import process_env
 from lorebase.serving.artifacts import AdapterLimits, ArtifactStore
 from lorebase.serving.catalog import Catalog
 from lorebase.serving.config import Settings
-from lorebase.serving.ray_names import NAMESPACE
+from lorebase.serving.ray_names import CONTROLLER_ACTOR, NAMESPACE
 from lorebase.transfer.governor import Governor, Probe
 from lorebase.transfer.upgrade.controller import UpgradeController
 from lorebase.transfer.upgrade.deps import Deps
@@ -26,7 +26,6 @@ from .ray_cluster import RayCluster
 from .ray_generator import engine_generator
 from .ray_workers import RayWorkerPool
 
-CONTROLLER_ACTOR = "lorebase-upgrade-controller"
 CRASH_EXIT = 18
 
 _log = structlog.get_logger(__name__)
