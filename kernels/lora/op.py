@@ -79,8 +79,15 @@ class LoraLinear:
             x_TK: [T, K], likewise.
 
         Raises:
-            ValueError: Shape, stride or dtype differs, or an adapter's dtype from the pool's.
+            ValueError: Shape, stride or dtype differs, or an adapter's dtype from the pool's. While
+                torch compiles nothing of the step is looked at: one graph is for any of them.
         """
+        if not torch.compiler.is_compiling():
+            self._check(x_TK)
+        lora_linear(y_TN, x_TK, *self._tables)
+
+    def _check(self, x_TK: torch.Tensor) -> None:
+        """Compares with the step; a traced call can't, as it serves the steps to come."""
         if len(x_TK) < self._plan.tokens or x_TK.shape[-1] != self._layer.in_features:
             raise ValueError(
                 f"got x {tuple(x_TK.shape)}; expected at least {self._plan.tokens} rows of "
@@ -93,7 +100,6 @@ class LoraLinear:
                 f"got adapters of 16 bits in a pool of {pool.dtype}; the op reads one dtype: "
                 "pack them with the pool's"
             )
-        lora_linear(y_TN, x_TK, *self._tables)
 
 
 def _gpu(
