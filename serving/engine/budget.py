@@ -11,8 +11,9 @@ from .settings import ConcreteDtype, EngineSettings
 
 ITEMSIZE: Mapping[ConcreteDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight."""
-_ALIGNMENT = 64
-"""Bytes to which each matrix may be rounded up."""
+_ALIGNMENT = 32
+"""Weights to which each matrix may be rounded up: 64 bytes of them at 16 bits, whatever their width
+(kernels/lora/layout.py)."""
 
 
 def slot_bytes(shapes: BaseShapes, rank: int, itemsize: int) -> int:
@@ -62,4 +63,4 @@ def adapter_bytes(path: Path, itemsize: int) -> int:
         InvalidArgumentError: they are no safetensors file.
     """
     tensors = read_header(path / WEIGHTS_NAME)
-    return sum(tensor.elements * itemsize + _ALIGNMENT for tensor in tensors.values())
+    return sum((tensor.elements + _ALIGNMENT) * itemsize for tensor in tensors.values())

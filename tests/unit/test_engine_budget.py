@@ -5,8 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from lorebase.kernels.lora.layout import pack
+from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.serving.artifacts import BaseShapes
 from lorebase.serving.engine.budget import adapter_bytes, adapter_slots, slot_bytes
 from lorebase.serving.engine.settings import EngineSettings
@@ -61,6 +66,32 @@ def test_where_slots_are_free_there_is_one_for_every_request() -> None:
 def test_an_adapter_is_counted_in_the_engines_dtype_at_its_own_rank(tmp_path: Path) -> None:
     tensors = {"a": np.zeros((2, 10), np.float16), "b": np.zeros((30, 2), np.float16)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    assert adapter_bytes(tmp_path, 4) == (20 + 60) * 4 + 2 * 64
+    assert adapter_bytes(tmp_path, 4) == (20 + 60 + 2 * 32) * 4
     with pytest.raises(OSError, match="missing"):
         adapter_bytes(tmp_path / "missing", 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 17)),
+        min_size=1,
+        max_size=4,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_an_adapter_never_takes_more_than_was_counted(
+    shapes: list[tuple[int, int, int]], dtype: torch.dtype, tmp_path_factory: Any
+) -> None:
+    # As the kernels pack it: each matrix is rounded up, and by more than a matrix where it is tiny.
+    pool = AdapterPool(slots=1, budget_bytes=0, dtype=dtype, points=True)
+    tensors, weights = {}, {}
+    for index, (inputs, outputs, rank) in enumerate(shapes):
+        pool.add_layer(inputs, (outputs,))
+        a, b = torch.ones(rank, inputs), torch.ones(outputs, rank)
+        weights[index] = [(a, b)]
+        tensors |= {f"{index}.a": a.numpy(), f"{index}.b": b.numpy()}
+    folder = tmp_path_factory.mktemp("adapter")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    packed = pack(pool.layers, weights, dtype=dtype)
+    assert packed.nbytes <= adapter_bytes(folder, dtype.itemsize)
