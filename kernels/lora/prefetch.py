@@ -6,24 +6,38 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from .threads import stay_single
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
 class Prefetcher(Generic[K, V]):
-    """Values that load or wait to be taken, at most `most` of them. Thread-safe.
+    """Values that load or wait to be taken, bounded in number and bytes. Thread-safe.
 
     Args:
-        threads: That load at a time.
+        threads: That load at a time, each on one core.
         most: Values loading or waiting. A further one makes the oldest waiting one go; while all
             are still loading it is not prefetched at all.
+        most_bytes: Of values that wait. When another one comes, the oldest go until these are
+            kept; it stays itself, however large. None: any.
+        size_of: Bytes of a value.
     """
 
-    def __init__(self, *, threads: int = 2, most: int = 256) -> None:
-        if threads < 1 or most < 1:
-            raise ValueError(f"got threads={threads}, most={most}; expected at least 1")
-        self._most = most
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lora-prefetch")
+    def __init__(
+        self,
+        *,
+        threads: int = 2,
+        most: int = 256,
+        most_bytes: int | None = None,
+        size_of: Callable[[V], int] = lambda _: 0,
+    ) -> None:
+        if threads < 1 or most < 1 or (most_bytes is not None and most_bytes < 1):
+            raise ValueError(f"got {threads=}, {most=}, {most_bytes=}; expected at least 1")
+        self._most, self._most_bytes, self._size_of = most, most_bytes, size_of
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="lora-prefetch", initializer=stay_single
+        )
         self._lock = threading.Lock()
         self._futures: OrderedDict[K, Future[V]] = OrderedDict()
 
@@ -37,8 +51,9 @@ class Prefetcher(Generic[K, V]):
                 if done is None:
                     return False
                 del self._futures[done]
-            self._futures[key] = self._pool.submit(load)
-            return True
+            future = self._futures[key] = self._pool.submit(load)
+        future.add_done_callback(self._keep_bytes)  # at once, if it is done already
+        return True
 
     def take(self, key: K, load: Callable[[], V]) -> V:
         """Returns a value, and forgets it: the prefetched one, waiting if need be, or `load()`'s.
@@ -59,14 +74,23 @@ class Prefetcher(Generic[K, V]):
         if future is not None:
             future.cancel()
 
-    def ready(self, key: K) -> bool:
-        """Whether a value is loaded and waits to be taken."""
-        with self._lock:
-            future = self._futures.get(key)
-        return future is not None and future.done()
-
     def loading(self, key: K) -> bool:
         """Whether `take` would have to wait for a load that was started."""
         with self._lock:
             future = self._futures.get(key)
         return future is not None and not future.done()
+
+    def _keep_bytes(self, newest: Future[V]) -> None:
+        if self._most_bytes is None:
+            return
+        with self._lock:
+            sizes = {
+                key: self._size_of(future.result())
+                for key, future in self._futures.items()
+                if future.done() and not future.cancelled() and future.exception() is None
+            }
+            excess = sum(sizes.values()) - self._most_bytes
+            for key, size in sizes.items():
+                if excess > 0 and self._futures[key] is not newest:
+                    del self._futures[key]
+                    excess -= size

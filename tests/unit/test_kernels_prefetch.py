@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from lorebase.kernels.lora.prefetch import Prefetcher
 
@@ -13,7 +14,7 @@ def _never() -> str:
 
 def _until_ready(prefetcher: Prefetcher[str, str], key: str) -> None:
     for _ in range(1000):
-        if prefetcher.ready(key):
+        if not prefetcher.loading(key):
             return
         threading.Event().wait(0.005)
     raise AssertionError(f"{key} never became ready")
@@ -32,7 +33,6 @@ def test_a_prefetched_value_is_loaded_once_on_another_thread() -> None:
     _until_ready(prefetcher, "a")
     assert prefetcher.take("a", _never) == "value"
     assert names[0].startswith("lora-prefetch")
-    assert not prefetcher.ready("a")
     assert prefetcher.take("a", lambda: "again") == "again"
 
 
@@ -68,7 +68,7 @@ def test_it_holds_at_most_so_many_and_gives_up_what_waited_longest() -> None:
         prefetcher.start(name, lambda name=name: name)  # type: ignore[misc]
         _until_ready(prefetcher, name)
     assert prefetcher.start("c", lambda: "c")
-    assert not prefetcher.ready("a")
+    assert prefetcher.take("a", lambda: "again") == "again"
     assert prefetcher.take("b", _never) == "b"
     _until_ready(prefetcher, "c")
     assert prefetcher.take("c", _never) == "c"
@@ -86,3 +86,43 @@ def test_it_holds_at_most_so_many_and_gives_up_what_waited_longest() -> None:
     prefetcher.drop("e")
     go.set()
     assert prefetcher.take("d", _never) == "slow"
+
+
+def test_waiting_values_are_bounded_in_bytes_and_the_newest_stays() -> None:
+    prefetcher: Prefetcher[str, str] = Prefetcher(threads=1, most_bytes=5, size_of=len)
+    for key, value in (("a", "12"), ("b", "123"), ("failed", ""), ("c", "1"), ("d", "12345678")):
+        prefetcher.start(key, lambda value=value: value or 1 / 0)  # type: ignore[misc]
+        _until_ready(prefetcher, key)
+        for _ in range(1000):  # its bytes are counted just after it is done
+            if sum(map(len, _waiting(prefetcher))) <= 5 or key == "d":
+                break
+            threading.Event().wait(0.005)
+        if key == "c":
+            assert _waiting(prefetcher) == ["123", "1"]
+    assert prefetcher.take("d", _never) == "12345678"
+    assert prefetcher.take("b", lambda: "again") == "again"
+    with pytest.raises(ValueError, match="most_bytes=0"):
+        Prefetcher(most_bytes=0)
+
+
+def _waiting(prefetcher: Prefetcher[str, str]) -> list[str]:
+    futures = prefetcher._futures.values()
+    return [f.result() for f in futures if f.done() and f.exception() is None]
+
+
+def test_loading_takes_one_core_and_leaves_other_threads_theirs() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        prefetcher: Prefetcher[str, int] = Prefetcher()
+        prefetcher.start("a", torch.get_num_threads)
+        assert prefetcher.take("a", lambda: -1) in (1, -1)
+        found: list[int] = []
+        prefetcher._pool.submit(lambda: found.append(torch.get_num_threads())).result()
+        threads = [threading.Thread(target=lambda: found.append(torch.get_num_threads()))]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        assert [*found, torch.get_num_threads()] == [1, 3, 3]
+    finally:
+        torch.set_num_threads(before)
