@@ -77,7 +77,9 @@ class GenerateRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the client for tracing; the server makes one up where empty."""
     deadline_ms: _builtins.int
-    """Milliseconds from admission; 0 means none. The nearer of this and the gRPC deadline holds."""
+    """Milliseconds from arrival, queue included; 0 means none. The nearer of this and the gRPC
+    deadline holds.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
