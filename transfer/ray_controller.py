@@ -66,8 +66,6 @@ class ControllerActor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._controller: UpgradeController | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         threading.Thread(target=self._run, name="reconciler", daemon=True).start()
 
     def _run(self) -> None:
@@ -79,18 +77,7 @@ class ControllerActor:
         os._exit(CRASH_EXIT)
 
     async def _reconcile(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._controller = UpgradeController(build_deps(self._settings))
-        await self._controller.run()
-
-    def poke(self) -> None:
-        """Makes the controller look at the catalog now."""
-        if self._loop is not None and self._controller is not None:
-            self._loop.call_soon_threadsafe(self._controller.poke)
-
-    def pid(self) -> int:
-        """Returns the process id."""
-        return os.getpid()
+        await UpgradeController(build_deps(self._settings)).run()
 
 
 def start(settings: Settings) -> Any:

@@ -79,10 +79,6 @@ class DistillWorker:
         if gate is not None:
             gate.cancel()
 
-    def pid(self) -> int:
-        """Returns the process id."""
-        return os.getpid()
-
 
 class RayWorkerPool:
     """WorkerPool over `DistillWorker` actors. They die with the controller that made them.

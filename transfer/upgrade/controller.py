@@ -46,7 +46,7 @@ class UpgradeController:
         self._poked = asyncio.Event()
 
     def poke(self) -> None:
-        """Something was written: look now instead of at the next poll."""
+        """Something here came to an end: look now instead of at the next poll."""
         self._poked.set()
 
     async def run(self) -> None:
