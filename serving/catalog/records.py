@@ -22,7 +22,7 @@ class Base:
 
     id: str
     path: str
-    """Local directory or fsspec URL of the weights and tokenizer."""
+    """Local directory of the weights and tokenizer."""
     revision: str
     """sha256 over the weight and tokenizer files."""
     architecture: str

@@ -8,18 +8,17 @@ import grpc
 
 from lorebase.v1 import upgrade_pb2, upgrade_pb2_grpc
 
-FINAL_STATES = frozenset(
+SETTLED_STATES = frozenset(
     {
+        upgrade_pb2.UPGRADE_STATE_COMPLETED,
         upgrade_pb2.UPGRADE_STATE_FINISHED,
         upgrade_pb2.UPGRADE_STATE_ABORTED,
         upgrade_pb2.UPGRADE_STATE_ROLLED_BACK,
         upgrade_pb2.UPGRADE_STATE_FAILED,
     }
 )
-"""States that an upgrade never leaves. COMPLETED is not one: rollback is still possible."""
-
-SETTLED_STATES = FINAL_STATES | {upgrade_pb2.UPGRADE_STATE_COMPLETED}
-"""States in which no migration runs any more."""
+"""States in which no migration runs, so a watch ends. Two of them are left when an operator asks:
+COMPLETED by promote, resume, rollback and finish, FAILED by resume."""
 
 
 class UpgradeCalls:
@@ -73,7 +72,7 @@ class UpgradeCalls:
     def watch_upgrade(
         self, upgrade_id: str = "", *, timeout_s: float | None = None
     ) -> Iterator[upgrade_pb2.Upgrade]:
-        """Yields the upgrade whenever it changes, until it is in a final state.
+        """Yields the upgrade whenever it changes, until it is in one of `SETTLED_STATES`.
 
         Args:
             upgrade_id: empty means the newest.

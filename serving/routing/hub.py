@@ -27,8 +27,7 @@ class HubTimes:
 class Hub:
     """The newest route table, and who has it.
 
-    Used from one event loop. `load` must be quick or run elsewhere: the actor calls `put` with
-    tables that it read on a thread.
+    Used from one event loop; the actor calls `put` with tables that it read on a thread.
     """
 
     def __init__(self, *, clock: Callable[[], float], times: HubTimes | None = None) -> None:

@@ -1,10 +1,10 @@
 """What the demo found: plain data between the run, the checks and the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.charts import GanttRow, Mark, Phase
+from benchmarks.charts import GanttRow, Phase
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.statistics import Interval
 from benchmarks.processes import MemorySample
@@ -121,7 +121,6 @@ class DemoFacts:
     environment: dict[str, Any]
     clients: int
     think_s: tuple[float, float]
-    marks: list[Mark] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:

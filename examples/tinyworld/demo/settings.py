@@ -34,8 +34,6 @@ class Limits:
     """From `lorebase serve` to a healthy gateway. Engines load in about 30 s on idle cores; on a
     machine that is busy with other things it has taken five minutes."""
     register_s: float = 120.0
-    engine_s: float = 600.0
-    """Until the next base's engine runs."""
     upgrade_s: float = 1500.0
     """Until the last migration has ended: far above the ~10 minutes that it takes."""
     stall_s: float = 300.0
