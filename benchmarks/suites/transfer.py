@@ -15,6 +15,7 @@ has the rest.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import json
 import time
@@ -25,6 +26,7 @@ from typing import Any
 from benchmarks.environment import environment
 from benchmarks.suite import SuiteContext, SuiteResult
 from benchmarks.transfer.arms import ARMS, CURVE, SAMPLES, TABLE
+from benchmarks.transfer.batching import batching_rows, batching_summary
 from benchmarks.transfer.cells import Cell, describe
 from benchmarks.transfer.figures import figure
 from benchmarks.transfer.generation import source_digests
@@ -119,9 +121,13 @@ async def run(context: SuiteContext) -> SuiteResult:
         for arm in dict.fromkeys(cell.arm for cell in cells)
     ]
     told = _tuning(world, delivery) if options.tuning else _table(cells, delivery, context.quick)
+    shared: list[Row] = []
+    if name == "transfer" and not context.quick:
+        context.say("measuring what adapters share in one engine")
+        shared = await asyncio.to_thread(batching_rows, options.cache / "batching.json")
     return SuiteResult(
-        rows=[*arms, *told.rows, *delivery.rows],
-        summary=told.summary | _facts(world, delivery),
+        rows=[*arms, *told.rows, *shared, *delivery.rows],
+        summary=told.summary | batching_summary(shared) | _facts(world, delivery),
         figure_svg=told.figure_svg,
         failures=list(delivery.failures),
         name=name,

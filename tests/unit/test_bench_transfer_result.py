@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.transfer import gated
+from benchmarks.transfer import batching, gated
 from benchmarks.transfer.arms import CURVE, TABLE
 from benchmarks.transfer.figures import curves_of, figure
 from benchmarks.transfer.gated import gate_record, gate_summary
@@ -293,3 +293,27 @@ def test_rows_say_task_by_task_what_was_recovered() -> None:
     assert task["recovery"]["lorebase"] == pytest.approx(0.94, abs=0.01)
     assert task["accuracy"]["oracle"] == pytest.approx(0.99, abs=0.01)
     assert len([one for one in told if one["kind"] == "filtering"]) == 2
+
+
+def test_batching_tells_gains_by_adapters_and_by_the_engines_cap() -> None:
+    rows = [
+        {"kind": "batching", "adapters": 16, "background_cap": cap, "gain": gain}
+        for cap, gain in ((batching.STEP_SLOTS, 3.5), (8, 1.1))
+    ]
+    assert batching.batching_summary(rows) == {
+        "batching_gain_16": 3.5,
+        "batching_gain_16_at_default_cap": 1.1,
+    }
+
+
+def test_batches_of_all_adapters_hold_each_input_once() -> None:
+    who = batching.labellers(2, 3 * batching.PROMPTS)
+    asked = [
+        request.prompt
+        for one in who
+        for run in range(3)
+        for request in one.requests(run * batching.PROMPTS, "r")
+    ]
+    assert len(asked) == len(set(asked)) == 2 * 3 * batching.PROMPTS
+    with pytest.raises(ValueError, match="expected 99"):
+        batching.labellers(99, 1)
