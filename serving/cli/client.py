@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lorebase.v1 import inference_pb2, inference_pb2_grpc
 
-from ..errors import InvalidArgumentError, UnavailableError
+from ..errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
 from . import DEFAULT_ENDPOINT
 from .adapters import ADAPTER, EVALUATION_SET, KIT, PAGE_SIZE, AdapterCalls
 from .failures import error_of
@@ -31,6 +31,8 @@ __all__ = [
     "generate_request",
     "tls_credentials",
 ]
+
+MAX_RECONNECT_MS = 1000
 
 
 class LorebaseClient(AdapterCalls, UpgradeCalls):
@@ -53,7 +55,12 @@ class LorebaseClient(AdapterCalls, UpgradeCalls):
         self.timeout_s = timeout_s
         # Several gateways share one port, a connection belongs to one of them: without its own
         # subchannel pool every client of a process would share one connection.
-        options = (("grpc.use_local_subchannel_pool", 1),)
+        # Somebody waits for a gateway that starts or restarts: gRPC would try ever more seldom,
+        # every two minutes at last.
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_MS),
+        )
         if credentials is None:
             self.channel = grpc.insecure_channel(endpoint, options=options)
         else:
@@ -107,7 +114,7 @@ class LorebaseClient(AdapterCalls, UpgradeCalls):
                 seen = self.health()
                 if seen == "SERVING":
                     return
-            except UnavailableError as error:
+            except (UnavailableError, DeadlineExceededError) as error:
                 seen = error.message
             time.sleep(poll_s)
         raise UnavailableError(

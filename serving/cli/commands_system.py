@@ -28,7 +28,15 @@ def serve(session: Session, config: ConfigArgument) -> None:
     attribute("lorebase.serving.foreground:serve")(config)
 
 
-def status(session: Session) -> None:
+def status(
+    session: Session,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0.0, help="Wait so long until the gateway serves."
+        ),
+    ] = 0.0,
+) -> None:
     """Show whether the gateway is healthy, what it serves, and the newest upgrade.
 
     The exit code is 5 unless it is serving.
@@ -36,6 +44,8 @@ def status(session: Session) -> None:
     from ..errors import LorebaseError, NotFoundError
 
     client = session.client
+    if wait:
+        client.wait_ready(wait)
     health = client.health()
     models: list[Any] = []
     upgrade: Any = None

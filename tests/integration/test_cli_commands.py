@@ -4,6 +4,7 @@ import io
 import json
 import socket
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -181,6 +182,19 @@ def test_status_of_a_draining_gateway_is_exit_code_5(run: Run, server: Server) -
     code, out, _ = run("status")
     assert code == 5
     assert "not_serving" in out
+
+
+def test_status_waits_for_a_gateway_that_starts(run: Run, server: Server) -> None:
+    server.set_serving(False)
+    code, _, err = run("status", "--wait", "0.4")
+    assert code == 5
+    assert "not ready within 0.4 s" in err
+    starts = threading.Timer(0.4, server.set_serving, [True])
+    starts.start()
+    code, out, _ = run("status", "--wait", "20")
+    starts.join()
+    assert code == 0
+    assert "serving" in out
 
 
 def test_waiting_for_a_gateway_that_never_serves_ends_in_time(server: Server) -> None:
