@@ -102,17 +102,20 @@ class LorebaseClient(AdapterCalls, UpgradeCalls):
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     def wait_ready(self, timeout_s: float = 120.0, *, poll_s: float = 0.25) -> None:
-        """Waits until the gateway says SERVING.
+        """Waits until the gateway says SERVING and the engine of every served base answers.
+
+        Gateways are up half a minute before engines: they can wait, and hold what they are asked.
 
         Raises:
-            UnavailableError: it did not within `timeout_s` seconds.
+            UnavailableError: it was not so within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         seen = "nothing answered"
-        while time.monotonic() < deadline:
+        while (left_s := deadline - time.monotonic()) > 0:
             try:
                 seen = self.health()
                 if seen == "SERVING":
+                    self._ask_bases(min(left_s, self.timeout_s))
                     return
             except (UnavailableError, DeadlineExceededError) as error:
                 seen = error.message
@@ -120,6 +123,11 @@ class LorebaseClient(AdapterCalls, UpgradeCalls):
         raise UnavailableError(
             f"{self.endpoint} was not ready within {timeout_s:g} s; last seen: {seen}"
         )
+
+    def _ask_bases(self, timeout_s: float) -> None:
+        for model in self.list_models():
+            if model.kind == inference_pb2.Model.KIND_BASE:
+                self.generate(generate_request(model.id, "a", max_tokens=1), timeout_s=timeout_s)
 
     # -- inference ---------------------------------------------------------------------------
 

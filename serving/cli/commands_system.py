@@ -33,7 +33,10 @@ def status(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", metavar="SECONDS", min=0.0, help="Wait so long until the gateway serves."
+            "--wait",
+            metavar="SECONDS",
+            min=0.0,
+            help="Wait so long until gateway and engines answer.",
         ),
     ] = 0.0,
 ) -> None:

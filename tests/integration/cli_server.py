@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from lorebase.serving.errors import LorebaseError, NotFoundError, status_of
+from lorebase.serving.errors import LorebaseError, NotFoundError, UnavailableError, status_of
 from lorebase.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -106,11 +106,16 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[inference_pb2.GenerateRequest] = []
         self.cancelled = threading.Event()
+        self.down = 0
+        """Calls to refuse first, as if the engine still started."""
 
     def Generate(
         self, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GenerateResponse:
         self.requests.append(request)
+        if self.down:
+            self.down -= 1
+            refuse(context, UnavailableError("no engine runs for base 'old'"))
         return inference_pb2.GenerateResponse(
             text=request.prompt.upper(),
             usage=inference_pb2.Usage(prompt_tokens=2, completion_tokens=3),

@@ -195,6 +195,14 @@ def test_status_waits_for_a_gateway_that_starts(run: Run, server: Server) -> Non
     starts.join()
     assert code == 0
     assert "serving" in out
+    assert [one.model for one in server.inference.requests] == ["old"], "its engine answered"
+
+
+def test_status_waits_for_engines_too(run: Run, server: Server) -> None:
+    server.inference.down = 2
+    code, _, err = run("status", "--wait", "20")
+    assert (code, err) == (0, "")
+    assert len(server.inference.requests) == 3
 
 
 def test_waiting_for_a_gateway_that_never_serves_ends_in_time(server: Server) -> None:
