@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from lorebase.serving.errors import LorebaseError
-from lorebase.transfer import ray_workers
 from lorebase.transfer.governor.leases import Lease
-from lorebase.transfer.ray_workers import RayWorkerPool
 from lorebase.transfer.recipes import recipe_named
 from lorebase.transfer.upgrade.ports import DistillJob
+
+pytestmark = [
+    # Ray warns while it is imported.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 
 class Method:
@@ -55,11 +59,13 @@ def a_job(root: Path) -> DistillJob:
 async def test_trouble_of_the_controller_ends_the_training_that_it_can_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lorebase.transfer import ray_workers
+
     killed: list[Any] = []
     worker = Worker()
     monkeypatch.setattr(ray_workers.ray, "wait", lambda refs, timeout: ([], refs))
     monkeypatch.setattr(ray_workers.ray, "kill", lambda actor, no_restart: killed.append(actor))
-    pool = RayWorkerPool(threads=1, idle_s=60.0)
+    pool = ray_workers.RayWorkerPool(threads=1, idle_s=60.0)
     monkeypatch.setattr(pool, "_start", lambda: worker)
 
     def broken(progress: float) -> None:
