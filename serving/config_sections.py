@@ -5,9 +5,12 @@ Sizes in bytes, times in seconds, lengths in tokens unless a field says otherwis
 
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from .errors import InvalidArgumentError
+from .imports import load
 
 _ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"  # the catalog has the same rule (catalog/names.py)
 _IMPORT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -215,8 +218,17 @@ class UpgradeSection(Section):
     """Synthetic inputs to distil on: |D| of the paper's experiments."""
     evaluation_samples: int = Field(default=200, ge=1)
     """Further synthetic inputs, held out for the gate of label-free adapters."""
+    gather_rounds: int = Field(default=8, ge=1, le=8)
+    """Rounds of writing and filtering until enough inputs have passed; each draws a bounded number.
+    Fewer make an upgrade shorter where the filter lets little through."""
     recipe: Literal["lorebase", "lorebase-without-kit", "trans-lora", "titok"] = "lorebase"
-    """How adapters are transferred: whose inputs, which filter, which losses, how long."""
+    """How adapters are transferred: whose inputs, which filter, which losses, how long. An adapter
+    whose kit has no discriminator migrates by `lorebase-without-kit`, unless this needs none."""
+    recipe_options: dict[str, Any] = Field(default_factory=dict)
+    """Single choices of the recipe changed, nested as in `transfer.recipes.Recipe`, for example
+    `{pool: 2, selection: {by: confidence}}` or `{lora: {initialisation: eva}}`."""
+    recipe_check: ImportString | None = "lorebase.transfer.upgrade.settings:configured_recipe"
+    """Called with this section if it has recipe options; raises where they make no recipe."""
     steps: int | None = Field(default=None, ge=0)
     """Training steps of a distillation instead of the recipe's; 0 means 20 epochs."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -232,3 +244,12 @@ class UpgradeSection(Section):
     """Background prompts in flight at one engine."""
     keep_checkpoints: bool = False
     """Keep intermediate training states after a migration has ended."""
+
+    @model_validator(mode="after")
+    def _options_make_a_recipe(self) -> "UpgradeSection":
+        if self.recipe_options and self.recipe_check is not None:
+            try:
+                load(self.recipe_check)(self)
+            except InvalidArgumentError as error:
+                raise ValueError(error.message) from error
+        return self

@@ -14,6 +14,26 @@ app = typer.Typer(
     help="Make the transfer kit with which an adapter can change its base.", no_args_is_help=True
 )
 
+SeedsOnlyOption = Annotated[
+    bool,
+    typer.Option(
+        "--seeds-only",
+        help="No discriminator: for an adapter of whose data five or more examples are left.",
+    ),
+]
+InputsOption = Annotated[
+    int,
+    typer.Option(
+        "--with-inputs",
+        metavar="N",
+        min=0,
+        help="Real inputs, without answers, to hand over by consent.",
+    ),
+]
+ConsentOption = Annotated[
+    str, typer.Option("--consent", metavar="TEXT", help="Who allows that, and for what.")
+]
+
 
 @command(app, "build")
 def build(
@@ -46,25 +66,9 @@ def build(
     ] = "document",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     seeds: Annotated[int, typer.Option(help="Examples that the kit keeps.", min=1)] = 5,
-    seeds_only: Annotated[
-        bool,
-        typer.Option(
-            "--seeds-only",
-            help="No discriminator: for an adapter of whose data five or more examples are left.",
-        ),
-    ] = False,
-    with_inputs: Annotated[
-        int,
-        typer.Option(
-            "--with-inputs",
-            metavar="N",
-            min=0,
-            help="Real inputs, without answers, to hand over by consent.",
-        ),
-    ] = 0,
-    consent: Annotated[
-        str, typer.Option("--consent", metavar="TEXT", help="Who allows that, and for what.")
-    ] = "",
+    seeds_only: SeedsOnlyOption = False,
+    with_inputs: InputsOption = 0,
+    consent: ConsentOption = "",
 ) -> None:
     """Make a transfer kit where the data is: a discriminator, a few seeds, no data.
 

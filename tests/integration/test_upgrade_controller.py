@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorebase.serving.catalog import NewEvent
+from lorebase.serving.config_sections import UpgradeSection
 from lorebase.serving.errors import FailedPreconditionError, UnavailableError
 from lorebase.transfer.governor import Governor
 from lorebase.transfer.upgrade.history import STAGE_FAILED, STAGE_PROGRESS
@@ -293,7 +294,8 @@ async def test_a_base_that_writes_rubbish_starves_the_migration(make_world: Make
 async def test_inputs_that_pass_a_strict_filter_add_up_over_the_attempts(
     make_world: MakeWorld,
 ) -> None:
-    world = make_world(min_training_inputs=12)
+    once = UpgradeSection(samples=150, steps=3, max_attempts=2, gather_rounds=1)
+    world = make_world(min_training_inputs=12, choices=once)
     world.add_adapter("a/entrusted", entrusted=True)
     world.models.pass_every = 20
     world.commands.start("next", [], "")

@@ -183,6 +183,37 @@ async def test_whether_the_discriminator_is_believed_follows_from_all_rounds_tog
     assert found.stats["filter"]["scored"] == len(found.judged) == len(found.scores) > 100
 
 
+async def test_a_writer_that_has_nothing_new_to_say_is_not_asked_round_after_round() -> None:
+    class Repeats(World):
+        async def complete(
+            self, model: ModelSpec, prompts: list[str], sampling: Sampling
+        ) -> list[Completion]:
+            found = await super().complete(model, prompts, sampling)
+            if sampling.temperature == 0:
+                return found
+            return [done(f" item {(self.written - n) % 20}") for n in range(len(prompts))]
+
+    world = Repeats()
+    found = await gather_examples(TRANS_LORA, world, CAST, KIT, count=60, seed=1)
+    assert (len(found.examples), found.stats["rounds"]) == (20, 1)
+
+
+async def test_consented_inputs_are_answered_first_and_count() -> None:
+    kit = replace(KIT, schema_version=2, real_inputs=tuple(f"item {n}" for n in range(900, 920)))
+    found = await gather_examples(TRANS_LORA, World(), CAST, kit, count=30, seed=1)
+    assert [one.input for one in found.examples[:20]] == list(kit.real_inputs)
+    assert (len(found.examples), found.stats["real_inputs"]) == (30, 20)
+    assert found.stats["written"] == 28, "for the ten that are missing"
+
+
+async def test_no_answer_has_more_than_its_share() -> None:
+    capped = replace(TITOK, answer_share=0.25, pool=1.0)
+    world = World()
+    kit = replace(KIT, schema_version=2, real_inputs=("item 7", "item  7", " item 7"))
+    found = await gather_examples(capped, world, CAST, kit, count=4, seed=1)
+    assert [one.target for one in found.examples].count("7") == 1
+
+
 async def test_each_round_draws_from_a_stream_of_its_own() -> None:
     world = World(passing=3)
     await gather_examples(TRANS_LORA, world, CAST, KIT, count=60, seed=1)

@@ -71,6 +71,17 @@ class LoraChoice:
     initialisation: Literal["random", "eva"] = "random"
     """See LoraSettings."""
 
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        if not 0 <= self.dropout < 1:
+            raise InvalidArgumentError(f"got dropout {self.dropout}, expected 0 to below 1")
+        if self.alpha_per_rank is not None and self.alpha_per_rank <= 0:
+            raise InvalidArgumentError(
+                f"got alpha_per_rank {self.alpha_per_rank}, expected above 0"
+            )
+        if self.target_modules is not None and not self.target_modules:
+            raise InvalidArgumentError("got no target modules, expected some, or none named")
+
     def settings(
         self, *, rank: int, alpha: float, source_modules: Collection[str], base: Collection[str]
     ) -> LoraSettings:
@@ -104,6 +115,9 @@ class Recipe:
     """How inputs are sampled."""
     filter: FilterPolicy = field(default_factory=FilterPolicy)
     """How the kit's discriminator is used."""
+    answer_share: float = 1.0
+    """Largest share of the labelled inputs that may have one and the same answer; what is above it
+    is not trained on. 1 drops nothing."""
     selection: Selection | None = None
     """None trains on all tokens of all labelled inputs."""
     weigh_by_confidence: bool = False
@@ -117,6 +131,11 @@ class Recipe:
         """Checks the bounds."""
         if self.pool < 1:
             raise InvalidArgumentError(f"recipe {self.name}: got pool {self.pool}, expected >= 1")
+        if not 0 < self.answer_share <= 1:
+            raise InvalidArgumentError(
+                f"recipe {self.name}: got answer_share {self.answer_share}, expected above 0 and "
+                "at most 1"
+            )
         selection, rounds = self.selection, self.on_policy
         if selection and not (0 < selection.samples <= 1 and 0 < selection.tokens <= 1):
             raise InvalidArgumentError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..kit.kit import TransferKit
 from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
-from ..synthesis import Gatherers, gather_inputs, label_inputs
+from ..synthesis import Gatherers, cap_answers, gather_inputs, label_inputs
 from .recipe import Recipe
 
 
@@ -31,8 +31,8 @@ class Gathered:
 
     examples: list[Example]
     stats: dict[str, Any]
-    """wanted, drawn, written, passed, labelled, rounds, dropped by cause, the figures of the filter
-    over all rounds, and what each round came to."""
+    """wanted, real_inputs, drawn, written, passed, labelled, rounds, dropped by cause, the figures
+    of the filter over all rounds, and what each round came to."""
     judged: list[str] = field(default_factory=list)
     """All inputs that were written, kept or not: what a carried kit learns to judge."""
     scores: list[float] = field(default_factory=list)
@@ -66,6 +66,7 @@ async def gather_examples(
         UnavailableError: generation failed altogether.
     """
     wanted = round(count * recipe.pool)
+    real = kit.real_inputs[:wanted]
     gathered = await gather_inputs(
         generator,
         kit,
@@ -75,20 +76,22 @@ async def gather_examples(
             draw=recipe.draw,
             policy=recipe.filter,
         ),
-        wanted=wanted,
+        wanted=wanted - len(real),
         seed=seed,
+        known=real,
         checkpoint=checkpoint,
     )
     kept, rounds = gathered.result.kept, gathered.rounds
     dropped = Counter[str]()
     for one in rounds:
         dropped.update(one["dropped"])
-    inputs = kept[:wanted]
+    inputs = [*real, *kept][:wanted]
     labelled = await label_inputs(generator, cast.teacher, kit, inputs, checkpoint=checkpoint)
     return Gathered(
-        examples=labelled.examples,
+        examples=cap_answers(labelled.examples, recipe.answer_share),
         stats={
             "wanted": wanted,
+            "real_inputs": len(real),
             "drawn": sum(one["drawn"] for one in rounds),
             "written": len(gathered.inputs),
             "passed": len(kept),

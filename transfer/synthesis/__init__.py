@@ -4,7 +4,7 @@ from .dedupe import DuplicateIndex
 from .draw import DrawSettings, SynthesisResult, draw_inputs
 from .filter import FilterPolicy, FilterResult, filter_by_scores, filter_inputs, score_inputs
 from .gather import MAX_ROUNDS, GatheredInputs, Gatherers, gather_inputs, to_write
-from .label import LabelResult, hold_out, label_inputs
+from .label import LabelResult, cap_answers, hold_out, label_inputs
 from .synthesize import inputs_to_draw, synthesize
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Gatherers",
     "LabelResult",
     "SynthesisResult",
+    "cap_answers",
     "draw_inputs",
     "filter_by_scores",
     "filter_inputs",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorebase.serving.engine.protocol import Completion, Sampling
-from lorebase.serving.errors import UnavailableError
+from lorebase.serving.errors import InvalidArgumentError, UnavailableError
 
 from ..kit.format import TaskFormat
 from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
@@ -35,6 +35,18 @@ class DrawSettings:
     distinct_orders: int = 32
     """Orders of the seeds in use. Samples that share an order share the cost of its prompt."""
 
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        if not (self.temperature > 0 and 0 < self.top_p <= 1):
+            raise InvalidArgumentError(
+                f"got temperature {self.temperature} and top_p {self.top_p}, expected a "
+                "temperature above 0 and a top_p above 0, at most 1"
+            )
+        counts = ("batch_size", "max_draw_factor", "min_draws", "dry_draws", "distinct_orders")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"got {name} {getattr(self, name)}, expected at least 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisResult:
@@ -45,8 +57,14 @@ class SynthesisResult:
     """wanted, drawn, accepted, acceptance_rate, complete, dry and the dropped ones by cause."""
 
 
-def seed_orders(seeds: Sequence[Example], count: int, seed: int) -> list[tuple[Example, ...]]:
-    """Returns at most `count` different random orders of the seeds, fixed by `seed`."""
+def seed_orders(
+    seeds: Sequence[Example], count: int, seed: int, extra: Sequence[Example] = ()
+) -> list[tuple[Example, ...]]:
+    """Returns at most `count` different random orders of the seeds, fixed by `seed`.
+
+    With extra seeds, half of an order (the larger one) are seeds and the rest extra ones, so that
+    prompts stay as long as they were while showing more of the task.
+    """
     rng = random.Random(f"orders|{seed}")
     orders: dict[tuple[Example, ...], None] = {}
     # 20 tries an order: enough to find all the orders of few seeds, and bounded.
@@ -54,6 +72,12 @@ def seed_orders(seeds: Sequence[Example], count: int, seed: int) -> list[tuple[E
         if len(orders) >= count:
             break
         order = list(seeds)
+        if extra:
+            others = min(len(seeds) // 2, len(extra))
+            order = [
+                *rng.sample(order, len(seeds) - others),
+                *rng.sample(list(extra), others),
+            ]
         rng.shuffle(order)
         orders.setdefault(tuple(order))
     return list(orders)
@@ -79,6 +103,7 @@ async def draw_inputs(
     max_input_tokens: int,
     settings: DrawSettings | None = None,
     known: Sequence[str] = (),
+    extra_seeds: Sequence[Example] = (),
     checkpoint: Checkpoint = no_checkpoint,
 ) -> SynthesisResult:
     """Lets a base write up to `count` different new inputs after the seeds.
@@ -95,6 +120,7 @@ async def draw_inputs(
         max_input_tokens: Budget of a sample; what is unfinished then is dropped.
         settings: Temperature, batch size, cap.
         known: Inputs that are there already; what repeats them counts as a duplicate.
+        extra_seeds: Further examples to go on from, less to be trusted; see `seed_orders`.
         checkpoint: Called between batches.
 
     Raises:
@@ -104,10 +130,11 @@ async def draw_inputs(
     if count < 0 or not seeds:
         raise ValueError(f"got count={count} and {len(seeds)} seeds, expected count >= 0 and seeds")
     settings = settings or DrawSettings()
-    orders = seed_orders(seeds, settings.distinct_orders, seed)
+    orders = seed_orders(seeds, settings.distinct_orders, seed, extra_seeds)
     prompts = [format.synthesis_prompt(order) for order in orders]
     stop = format.synthesis_stop(len(seeds))
-    index = DuplicateIndex((*(example.input for example in seeds), *known))
+    shown = (*seeds, *extra_seeds)
+    index = DuplicateIndex((*(example.input for example in shown), *known))
     inputs: list[str] = []
     dropped: Counter[str] = Counter()
     drawn = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorebase.serving.engine.protocol import Sampling
-from lorebase.serving.errors import UnavailableError
+from lorebase.serving.errors import InvalidArgumentError, UnavailableError
 
 from ..kit.calibrate import auc
 from ..kit.format import TaskFormat
@@ -31,6 +31,11 @@ class FilterPolicy:
     least_auc: float = USABLE_AUC
     """A discriminator that separates worse than this filters nothing: held-out real inputs from
     the source base's inputs, or from the next base's. 0 always filters."""
+
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        if not 0 <= self.least_auc <= 1:
+            raise InvalidArgumentError(f"got least_auc {self.least_auc}, expected 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

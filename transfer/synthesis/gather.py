@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..kit.kit import TransferKit
-from ..ports import Checkpoint, ModelSpec, TextGenerator, no_checkpoint
+from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
 from .draw import DrawSettings, SynthesisResult
 from .filter import FilterPolicy, FilterResult, filter_by_scores, score_inputs, why_unasked
 from .synthesize import inputs_to_draw, synthesize
@@ -25,6 +25,8 @@ class Gatherers:
     """The source base with the kit's discriminator; not asked where `why_unasked` says so."""
     draw: DrawSettings = field(default_factory=DrawSettings)
     policy: FilterPolicy = field(default_factory=FilterPolicy)
+    extra_seeds: tuple[Example, ...] = ()
+    """Shown to the writer beside the kit's seeds; see `seed_orders`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,8 @@ async def gather_inputs(
     *,
     wanted: int,
     seed: int,
-    written: Sequence[str] = (),
+    written: SynthesisResult | None = None,
+    known: Sequence[str] = (),
     max_rounds: int = MAX_ROUNDS,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> GatheredInputs:
@@ -71,7 +74,8 @@ async def gather_inputs(
     Round after round draws what is still missing by the pass rate so far. After each, the filter
     looks at the scores of all rounds together: whether the discriminator is to be believed must
     not hang on the chance of a late round's few inputs. Rejected inputs are never put back, so
-    fewer may pass than are wanted; nothing is written where enough have passed.
+    fewer may pass than are wanted; nothing is written where enough have passed, or where the
+    writer hardly wrote anything new any more.
 
     Args:
         generator: where text and scores come from.
@@ -79,7 +83,8 @@ async def gather_inputs(
         who: models, and how they are used.
         wanted: inputs wanted after the filter.
         seed: fixes everything drawn; each round has a stream of its own.
-        written: what the first round has written already; empty lets it write.
+        written: what the first round has written already; None lets it write.
+        known: inputs that are there from elsewhere; none of them is written again.
         max_rounds: rounds at most, that one included.
         checkpoint: called between batches.
 
@@ -92,17 +97,22 @@ async def gather_inputs(
     result = filter_by_scores([], [], kit, who.policy)
     pass_rate: float | None = None
     while len(result.kept) < wanted and len(rounds) < max_rounds:
-        about: dict[str, Any] = {}
-        new = [] if rounds else list(written)
-        if not new:
+        if written is not None and not rounds:
+            made = written
+        else:
             count = to_write(kit, who.policy, wanted - len(result.kept), pass_rate)
-            made = await run.write(len(rounds), count, inputs)
-            new, about = made.inputs, {name: made.stats[name] for name in ("drawn", "dropped")}
-        scores += await run.score(len(rounds), new)
-        inputs += new
+            made = await run.write(len(rounds), count, [*known, *inputs])
+        scores += await run.score(len(rounds), made.inputs)
+        inputs += made.inputs
         result = filter_by_scores(inputs, scores, kit, who.policy)
-        rounds.append({**about, "written": len(new), "passed": len(result.kept)})
-        if not new:
+        rounds.append(
+            {
+                **{name: made.stats[name] for name in ("drawn", "dropped")},
+                "written": len(made.inputs),
+                "passed": len(result.kept),
+            }
+        )
+        if made.stats.get("dry") or not made.inputs:
             break
         pass_rate = max(len(result.kept), 1) / len(inputs)
     return GatheredInputs(inputs=inputs, result=result, rounds=rounds)
@@ -127,6 +137,7 @@ class _Run:
             seed=self.seed * MAX_ROUNDS + number,
             settings=self.who.draw,
             known=known,
+            extra_seeds=self.who.extra_seeds,
             checkpoint=_part_of(self.checkpoint, number, 0.0),
         )
 

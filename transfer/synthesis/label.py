@@ -1,5 +1,6 @@
 """The label stage: the source base with its adapter answers the new inputs."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -69,6 +70,21 @@ async def label_inputs(
             "top_answer_share": round(top / len(examples), 4) if examples else 0.0,
         },
     )
+
+
+def cap_answers(examples: Sequence[Example], share: float) -> list[Example]:
+    """Drops examples so that no answer has more than `share` of them as they were.
+
+    Of each answer the first ones stay. 1 drops none.
+    """
+    most = math.ceil(share * len(examples))
+    seen: Counter[str] = Counter()
+    kept = []
+    for example in examples:
+        seen[example.target] += 1
+        if seen[example.target] <= most:
+            kept.append(example)
+    return kept
 
 
 def hold_out(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ..kit.kit import TransferKit
-from ..ports import Checkpoint, ModelSpec, TextGenerator, no_checkpoint
+from ..ports import Checkpoint, Example, ModelSpec, TextGenerator, no_checkpoint
 from .draw import DrawSettings, SynthesisResult, draw_inputs
 
 MAX_OVERSAMPLING = 6.0
@@ -37,12 +37,12 @@ async def synthesize(
     checkpoint: Checkpoint = no_checkpoint,
     settings: DrawSettings | None = None,
     known: Sequence[str] = (),
+    extra_seeds: Sequence[Example] = (),
 ) -> SynthesisResult:
     """Draws up to `count` different inputs from a writer, none of them a seed or known.
 
     The writer is the next base, or what a recipe names. See `draw_inputs` for what is dropped,
-    the cap and the errors; see `inputs_to_draw` for
-    `count`.
+    the cap and the errors; see `inputs_to_draw` for `count`.
     """
     return await draw_inputs(
         generator,
@@ -55,5 +55,6 @@ async def synthesize(
         max_input_tokens=kit.max_input_tokens,
         settings=settings,
         known=known,
+        extra_seeds=extra_seeds,
         checkpoint=checkpoint,
     )

@@ -21,6 +21,7 @@ from . import history
 from .advance import Happened, RunStage, StaleEventError, automatic, due
 from .deps import Deps
 from .evaluation import run_evaluate
+from .inputs import run_filter, run_label, run_synthesize
 from .plan import KEEP, gather_facts, plan_adapter
 from .progress import Progress
 from .stages import (
@@ -29,10 +30,7 @@ from .stages import (
     StageResult,
     StarvedError,
     run_distill,
-    run_filter,
-    run_label,
     run_shadow,
-    run_synthesize,
 )
 from .states import ACTIVE_STATES, MigrationEvent, MigrationState
 from .writes import apply_event, read_migration

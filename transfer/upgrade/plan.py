@@ -91,16 +91,23 @@ def _choose(facts: AdapterFacts, to_base: str) -> tuple[str, bool, str]:
     if kit is None:
         reason = (
             f"no transfer kit: {facts.kit_problem}; build one with `lorebase kit build` where the "
-            "data is and attach it with `lorebase adapter import-kit` (distilling without a kit "
-            "is not available yet)"
+            "data is (with `--seeds-only` if only a few examples of it are left) and attach it "
+            "with `lorebase adapter import-kit`"
         )
         return DISTILL_NO_KIT, False, reason
     if kit.base_id != source.base_id:
         reason = (
-            f"the kit's discriminator fits base {kit.base_id!r}, but the adapter runs on "
-            f"{source.base_id!r}: build the kit again for that base, where the data is"
+            f"the kit fits base {kit.base_id!r}, but the adapter runs on {source.base_id!r}: build "
+            "the kit again for that base, where the data is"
         )
         return DISTILL, False, reason
+    if not kit.discriminator:
+        reason = (
+            f"{len(kit.seeds)} seeds of {kit.dataset_name!r} and no discriminator: the next base "
+            "writes after the seeds and the source adapter's certainty selects (recipe "
+            "lorebase-without-kit)"
+        )
+        return DISTILL_NO_KIT, True, reason
     return DISTILL, True, f"transfer kit with {len(kit.seeds)} seeds of {kit.dataset_name!r}"
 
 

@@ -19,9 +19,9 @@ class JudgedDigests:
     """Artifacts of one attempt: inputs, and what the discriminator thought of them."""
 
     inputs: str
-    """Of the synthesize stage."""
+    """Holds all `inputs` that were written."""
     scores: str
-    """Of the filter stage; its scores are in the order of the inputs, or empty."""
+    """Of the filter stage; its scores are in the order of those inputs, or empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ from typing import Any
 
 from lorebase.serving.config_sections import UpgradeSection
 from lorebase.transfer.governor import GovernorPolicy
-from lorebase.transfer.recipes import Recipe, recipe_named
+from lorebase.transfer.kit import TransferKit
+from lorebase.transfer.recipes import WITHOUT_KIT, Recipe, recipe_named
+from lorebase.transfer.recipes.options import with_options
 
 MAX_RETRY_GROWTH = 8
 """No attempt adds more than this many times the first one's inputs, or trains for more than this
@@ -81,8 +83,15 @@ class UpgradeSettings:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, with what the configuration changes about its training."""
+        """The recipe, with what the configuration changes about it."""
         return configured_recipe(self.choices)
+
+    def recipe_for(self, kit: TransferKit) -> Recipe:
+        """Returns the recipe of one migration: the configured one, if the kit has what it takes."""
+        recipe = self.recipe
+        if kit.discriminator or not recipe.filter.discriminator:
+            return recipe
+        return _without_kit(self.choices)
 
     @property
     def max_attempts(self) -> int:
@@ -95,7 +104,30 @@ PAPER_EPOCHS = 20.0
 
 
 def configured_recipe(choices: UpgradeSection) -> Recipe:
-    """Returns the recipe that a configuration names, with its own figures where it gives any."""
+    """Returns the recipe that a configuration names, with its own figures and options.
+
+    Raises:
+        InvalidArgumentError: options that make no recipe.
+    """
+    recipe = with_options(recipe_named(choices.recipe), choices.recipe_options)
+    return recipe.trained(**_figures(choices))
+
+
+def _without_kit(choices: UpgradeSection) -> Recipe:
+    """Returns the recipe of an adapter without a discriminator.
+
+    What stands in for the discriminator stays; the other options count here, too.
+    """
+    options = {
+        name: value
+        for name, value in choices.recipe_options.items()
+        if name not in ("filter", "pool", "selection")
+    }
+    return with_options(WITHOUT_KIT, options).trained(**_figures(choices))
+
+
+def _figures(choices: UpgradeSection) -> dict[str, Any]:
+    """Returns what a configuration says of the training."""
     changes: dict[str, Any] = {
         name: value
         for name in ("batch_size", "learning_rate")
@@ -105,7 +137,7 @@ def configured_recipe(choices: UpgradeSection) -> Recipe:
         changes["epochs"] = PAPER_EPOCHS
     elif choices.steps is not None:
         changes["steps"] = choices.steps
-    return recipe_named(choices.recipe).trained(**changes)
+    return changes
 
 
 MAX_BATCHES = 2

@@ -1,7 +1,8 @@
 """The stages of a migration: each reads artifacts by digest, makes one artifact, and says so.
 
-Nothing here writes to the catalog or decides what comes next. A stage that is run again with the
-same key reads the same inputs with the same seed.
+Those that make the training data are in inputs.py, the gate's is in evaluation.py. Nothing here
+writes to the catalog or decides what comes next. A stage that is run again with the same key reads
+the same inputs with the same seed.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,21 +21,13 @@ from lorebase.serving.catalog.records import (
 )
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.transfer.governor.leases import Lease
-from lorebase.transfer.kit import TransferKit, discriminator_dir
+from lorebase.transfer.kit import TransferKit
 from lorebase.transfer.ports import Checkpoint, ModelSpec, TextGenerator
-from lorebase.transfer.synthesis import (
-    filter_inputs,
-    hold_out,
-    label_inputs,
-    synthesize,
-)
+from lorebase.transfer.recipes import Recipe
 
 from .advance import RunStage
-from .amounts import held_out_inputs, samples_to_write, wanted_inputs
-from .carry import carried_examples, carried_inputs, former_labels, merge_examples
 from .keys import seed_of
 from .kits import kit_of
-from .lora_shape import lora_shape
 from .ports import Clock, Cluster, DistillJob, DistillOutcome, JudgedDigests, WorkerPool
 from .settings import UpgradeSettings, retry_growth
 from .states import MigrationEvent
@@ -101,6 +94,11 @@ class StageContext:
         return kit_of(self.store, self.adapter, self.source)[1]
 
     @property
+    def recipe(self) -> Recipe:
+        """How this adapter is transferred: by what is configured, if its kit allows it."""
+        return self.settings.recipe_for(self.kit())
+
+    @property
     def kit_digest(self) -> str:
         """Digest of the adapter's kit."""
         return kit_of(self.store, self.adapter, self.source)[0]
@@ -142,93 +140,6 @@ def ref_of(version: AdapterVersion, store: ArtifactStore) -> VersionRef:
     )
 
 
-async def run_synthesize(context: StageContext) -> StageResult:
-    """The next base, or whom the recipe names, writes inputs like the kit's seeds."""
-    kit = context.kit()
-    former = former_labels(context.migration, context.store)
-    pass_rate = None if former is None else former["pass_rate"]
-    wanted = wanted_inputs(
-        context.settings, kit, attempt=context.run.attempt, entrusted=context.entrusted
-    )
-    recipe = context.settings.recipe
-    by_next_base = recipe.writer == "next-base"
-    result = await synthesize(
-        context.generator,
-        context.next_model if by_next_base else context.teacher,
-        kit,
-        count=samples_to_write(context.settings, kit, wanted, pass_rate),
-        seed=context.seed,
-        settings=recipe.draw,
-        checkpoint=context.checkpoint,
-    )
-    if not result.inputs:
-        writer = "next base" if by_next_base else "source adapter"
-        raise StarvedError(f"the {writer} wrote no usable input: {result.stats}")
-    digest = context.store.put_json({"inputs": result.inputs, "stats": result.stats})
-    return StageResult(artifact=digest, summary=result.stats)
-
-
-async def run_filter(context: StageContext) -> StageResult:
-    """The source base with the kit's discriminator keeps what looks like the client's data."""
-    kit = context.kit()
-    inputs = context.artifact("synthesize")["inputs"]
-    result = await filter_inputs(
-        context.generator,
-        ModelSpec(base_id=kit.base_id, version=_discriminator(context)),
-        kit,
-        inputs,
-        policy=context.settings.recipe.filter,
-        checkpoint=context.checkpoint,
-    )
-    kept = list(dict.fromkeys((*carried_inputs(context.migration, context.store), *result.kept)))
-    digest = context.store.put_json({"kept": kept, "scores": result.scores, "stats": result.stats})
-    # A collapsed filter may pick odd inputs. True answers would show that, labels would not.
-    blind = result.stats["collapsed"] and not context.entrusted
-    if blind or len(kept) < context.settings.min_training_inputs:
-        raise StarvedError(str(result.stats["reason"]), digest)
-    return StageResult(artifact=digest, summary=result.stats)
-
-
-def _discriminator(context: StageContext) -> VersionRef:
-    path = discriminator_dir(context.store.path(context.kit_digest))
-    base_id = context.kit().base_id
-    return VersionRef(
-        id=version_id(f"{context.adapter.name}#discriminator", base_id, context.kit_digest),
-        base_id=base_id,
-        digest=context.kit_digest,
-        path=str(path),
-        rank=lora_shape(path).rank,
-    )
-
-
-async def run_label(context: StageContext) -> StageResult:
-    """The source adapter answers the inputs; a part is held out where the gate needs it."""
-    kit = context.kit()
-    filtered = context.artifact("filter")
-    kept = filtered["kept"]
-    result = await label_inputs(
-        context.generator, context.teacher, kit, kept, checkpoint=context.checkpoint
-    )
-    examples = merge_examples(carried_examples(context.migration, context.store), result.examples)
-    wanted = held_out_inputs(context.settings, entrusted=context.entrusted)
-    training, held_out = hold_out(examples, wanted, seed=context.seed) if wanted else (examples, [])
-    if len(training) < context.settings.min_training_inputs:
-        raise StarvedError(
-            f"{len(training)} labelled inputs are left to train on of {len(kept)} that passed the "
-            f"filter, expected at least {context.settings.min_training_inputs}: {result.stats}"
-        )
-    digest = context.store.put_json(
-        {
-            "training": [asdict(example) for example in training],
-            "held_out": [asdict(example) for example in held_out],
-            "pass_rate": filtered["stats"].get("pass_rate"),
-            "stats": result.stats,
-        }
-    )
-    summary = {**result.stats, "training": len(training), "held_out": len(held_out)}
-    return StageResult(artifact=digest, summary=summary)
-
-
 async def run_distill(context: StageContext) -> StageResult:
     """A worker trains the shadow adapter; it is checked like an upload before it counts."""
     assert context.lease is not None, "the controller takes the lease"
@@ -243,12 +154,10 @@ async def run_distill(context: StageContext) -> StageResult:
         kit_digest=context.kit_digest,
         source_digest=context.source.digest,
         source_base_dir=Path(context.source_base.path),
-        recipe=context.settings.recipe.grown(retry_growth(context.run.attempt)),
+        recipe=context.recipe.grown(retry_growth(context.run.attempt)),
         seed=context.seed,
         keep_files=context.settings.choices.keep_checkpoints,
-        judged=JudgedDigests(inputs=artifacts["synthesize"], scores=artifacts["filter"])
-        if context.settings.carry_kits
-        else None,
+        judged=_judged(context) if context.settings.carry_kits else None,
     )
     outcome = await context.workers.distill(job, context.lease, context.checkpoint)
     path = context.store.path(outcome.digest)
@@ -269,6 +178,14 @@ async def run_distill(context: StageContext) -> StageResult:
     return StageResult(
         artifact=outcome.digest, summary=summary, version=version, busy_s=outcome.busy_s
     )
+
+
+def _judged(context: StageContext) -> JudgedDigests:
+    """Returns where all inputs that were written are, and their scores."""
+    artifacts = context.migration.artifacts
+    # What an older release filtered names no inputs: they are those of the stage before.
+    inputs = "filter" if "inputs" in context.artifact("filter") else "synthesize"
+    return JudgedDigests(inputs=artifacts[inputs], scores=artifacts["filter"])
 
 
 def _provenance(context: StageContext, job: DistillJob, outcome: DistillOutcome) -> dict[str, Any]:
