@@ -23,12 +23,21 @@ from lorebase.serving.errors import NotFoundError
 from lorebase.transfer.upgrade.deps import read_events
 from lorebase.v1 import upgrade_pb2
 
-from .upgrade_clients import Traffic, ask, controller_process, register, wait_for
+from .upgrade_clients import (
+    GATEWAY_TITLE,
+    Traffic,
+    ask,
+    controller_process,
+    processes_titled,
+    register,
+    wait_for,
+)
 
 WORLD = Path(__file__).parents[2] / "examples" / "tinyworld"
 OLD, NEXT = "tinyworld-old", "tinyworld-next"
 # One brings an evaluation set, the other is label-free; both are learned by every base so far.
 ADAPTERS = ("acme/date-long-to-dot", "telco/phone-flip")
+GATEWAYS = 2
 JUDGED = 40
 """Held-out examples per adapter that the outside judge asks."""
 
@@ -38,12 +47,8 @@ def server(tmp_path: Path) -> Iterator[ServedCluster]:
     served = ServedCluster(
         WORLD / "demo.yaml",
         tmp_path,
-        # One gateway: memory. The engine is vLLM's own, stepped on a thread: it starts sooner.
-        environment={
-            "LOREBASE_SERVING__GATEWAYS": "1",
-            "LOREBASE_ENGINE__BACKEND": "inprocess",
-            "LOREBASE_ENGINE__THREADS": "1",
-        },
+        # As people run it: vLLM's AsyncLLM, and two gateways that must both take every swap.
+        environment={"LOREBASE_SERVING__GATEWAYS": str(GATEWAYS), "LOREBASE_ENGINE__THREADS": "1"},
     )
     with served:
         asyncio.run(served.wait_ready(180))
@@ -83,6 +88,7 @@ def test_adapters_move_to_the_next_base_under_traffic_although_the_controller_is
     server: ServedCluster, tmp_path: Path
 ) -> None:
     adapters = find_adapters(WORLD / "adapters", only=ADAPTERS)
+    assert len(processes_titled(GATEWAY_TITLE, psutil.Process().pid)) == GATEWAYS
     with LorebaseClient(server.grpc, timeout_s=60) as client:
         for adapter in adapters:
             register(client, adapter, OLD)
@@ -106,9 +112,9 @@ def test_adapters_move_to_the_next_base_under_traffic_although_the_controller_is
 
         # No client noticed.
         assert not traffic.failures
-        for name, bases in traffic.answered.items():
+        for who, bases in traffic.answered.items():
             switches = sum(a != b for a, b in itertools.pairwise(bases))
-            assert (bases[0], bases[-1], switches) == (OLD, NEXT, 1), name
+            assert (bases[0], bases[-1], switches) == (OLD, NEXT, 1), who
         for adapter in adapters:
             assert accuracy(client, adapter.name, adapter) >= before[adapter.name] - 0.1
 
@@ -135,6 +141,7 @@ def check_history(events: list[Event], shot: str) -> None:
     assert starts[(shot, "distill", 1)] == 2
     assert sum(count - 1 for count in starts.values()) <= len(ADAPTERS)
     assert Counter(e.adapter for e in events if e.kind == "swap") == dict.fromkeys(ADAPTERS, 1)
+    assert [e.data["acked"] for e in events if e.kind == "swap_acked"] == [True] * len(ADAPTERS)
 
 
 def check_rollback_and_finish(client: LorebaseClient, upgrade_id: str, name: str) -> None:

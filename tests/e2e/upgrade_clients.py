@@ -20,6 +20,8 @@ from lorebase.v1 import inference_pb2
 
 CONTROLLER_TITLE = "ray::ControllerActor"
 """How Ray names the controller's process."""
+GATEWAY_TITLE = "ray::ServeReplica:gateway:Gateway"
+"""How Serve names a gateway's process."""
 
 
 def register(client: LorebaseClient, adapter: TenantAdapter, base: str) -> None:
@@ -45,30 +47,43 @@ def ask(client: LorebaseClient, model: str, text: str) -> inference_pb2.Generate
 
 def controller_process(server_pid: int) -> psutil.Process | None:
     """Finds the upgrade controller below the server; None while it restarts."""
+    return next(iter(processes_titled(CONTROLLER_TITLE, server_pid)), None)
+
+
+def processes_titled(title: str, server_pid: int) -> list[psutil.Process]:
+    """Finds the processes of one kind below the server."""
+    found = []
     for process in psutil.Process(server_pid).children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(CONTROLLER_TITLE):
-                return process
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                found.append(process)
         except psutil.Error:
             continue
-    return None
+    return found
 
 
 @dataclass
 class Traffic:
-    """Clients that call adapters by name, all the while; remembers who answered."""
+    """Clients that call adapters by name, all the while; remembers who answered.
+
+    Each has a connection of its own, so that they meet all gateways.
+    """
 
     endpoint: str
     adapters: list[TenantAdapter]
-    pause_s: float = 0.2
+    clients: int = 3
+    """Clients of each adapter."""
+    pause_s: float = 0.5
     failures: list[str] = field(default_factory=list)
-    answered: dict[str, list[str]] = field(default_factory=dict)
-    """Bases that answered, in order, by adapter."""
+    answered: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    """Bases that answered, in order, by adapter and client."""
 
     def __enter__(self) -> "Traffic":
         self._done = threading.Event()
         self._threads = [
-            threading.Thread(target=self._call, args=(one,), daemon=True) for one in self.adapters
+            threading.Thread(target=self._call, args=(one, number), daemon=True)
+            for one in self.adapters
+            for number in range(self.clients)
         ]
         for thread in self._threads:
             thread.start()
@@ -79,9 +94,9 @@ class Traffic:
         for thread in self._threads:
             thread.join(timeout=60)
 
-    def _call(self, adapter: TenantAdapter) -> None:
-        rng = random.Random(adapter.name)
-        bases = self.answered.setdefault(adapter.name, [])
+    def _call(self, adapter: TenantAdapter, number: int) -> None:
+        rng = random.Random(f"{adapter.name} {number}")
+        bases = self.answered.setdefault((adapter.name, number), [])
         with LorebaseClient(self.endpoint, timeout_s=60) as client:
             while not self._done.wait(self.pause_s):
                 text, _ = rng.choice(adapter.held_out)
