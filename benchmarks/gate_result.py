@@ -10,7 +10,7 @@ from lorebase.transfer.evaluate import GatePolicy
 
 from .charts.curves import Curve, Panel, curves_chart
 from .gate_simulation import passes
-from .gate_study import LIMIT, WAYS, Study
+from .gate_study import LIMIT, SHIFTS, WAYS, Study
 from .suite import SuiteResult
 
 Rows = list[dict[str, Any]]
@@ -25,6 +25,14 @@ def summarise(study: Study, live: Rows) -> SuiteResult:
         "margin": margin,
         "false_promotion_rate_entrusted_max": _worst(study.rows, "entrusted"),
         "false_promotion_rate_label_free_max": _worst(study.rows, "label-free"),
+        **{
+            f"false_promotion_rate_label_free_max_shift_{shift:g}": _worst(
+                study.rows, "label-free", shift
+            )
+            for shift in SHIFTS
+            if shift != 1.0
+        },
+        **_beside_figures(study.rows, margin),
         **_power_figures(study.rows),
         **_bound_figures(study.rows),
         **_live_figures(live, margin),
@@ -37,11 +45,29 @@ def summarise(study: Study, live: Rows) -> SuiteResult:
     )
 
 
-def _worst(rows: Rows, kind: str) -> float:
+def _worst(rows: Rows, kind: str, shift: float = 1.0) -> float:
     """Returns the highest rate over all sizes and populations: a guarantee, not an average."""
     return max(
-        row["rate"] for row in rows if row["what"] == "false promotions" and row["evidence"] == kind
+        row["rate"]
+        for row in rows
+        if row["what"] == "false promotions" and (row["evidence"], row["shift"]) == (kind, shift)
     )
+
+
+def _beside_figures(rows: Rows, margin: float) -> dict[str, float]:
+    """Returns promotions beside a bare base that is better by the margin, or as good, at one n."""
+    mine = [row for row in rows if row["what"] == "beside a strong bare base"]
+    better = [row["rate"] for row in mine if row["bare_minus_source"] >= margin]
+    found = {"promotion_rate_where_bare_is_better_by_margin_max": max(better)}
+    for row in mine:
+        if row["bare_minus_source"] == 0.0 and row["n"] in (240, 500):
+            key = f"power_entrusted_n{row['n']}_beside_equal_bare{_attempts(row)}"
+            found[key] = row["rate"]
+    return found
+
+
+def _attempts(row: dict[str, Any]) -> str:
+    return "" if row["attempts"] == 1 else f"_attempts_{row['attempts']}"
 
 
 def _power_figures(rows: Rows) -> dict[str, float]:
@@ -49,17 +75,18 @@ def _power_figures(rows: Rows) -> dict[str, float]:
     for row in rows:
         if row["what"] == "power" and row["n"] in (205, 240) and row["flips"] in (0.01, 0.02):
             kind = row["evidence"].replace("-", "_")
-            found[f"power_{kind}_n{row['n']}_flips_{100 * row['flips']:.0f}pct"] = row["rate"]
+            name = f"power_{kind}_n{row['n']}_flips_{100 * row['flips']:.0f}pct{_attempts(row)}"
+            found[name] = row["rate_in_all_attempts"]
     return found
 
 
 def _bound_figures(rows: Rows) -> dict[str, float]:
-    """Returns the safe bounds where answers change as often on real inputs, and twice as often."""
+    """Returns the safe bounds by how much more often answers change on real inputs."""
     found = {}
     for row in rows:
-        if row["what"] == "label-free bound" and row["shift"] in (1.0, 2.0):
+        if row["what"] == "label-free bound":
             name = row["way"].replace(", ", "_").replace(" ", "_")
-            found[f"safe_bound_{name}_shift_{row['shift']:.0f}"] = row["largest_safe_bound"]
+            found[f"safe_bound_{name}_shift_{row['shift']:g}"] = row["largest_safe_bound"]
     return found
 
 
@@ -105,7 +132,11 @@ def _figure(rows: Rows, live: Rows, margin: float) -> str:
 
 
 def _power_panel(rows: Rows, kind: str) -> Panel:
-    mine = [row for row in rows if row["what"] == "power" and row["evidence"] == kind]
+    mine = [
+        row
+        for row in rows
+        if row["what"] == "power" and (row["evidence"], row["attempts"]) == (kind, 1)
+    ]
     sizes = sorted({row["n"] for row in mine})
     curves = [
         Curve(

@@ -96,9 +96,23 @@ def promoted(
     """
     passed = np.zeros(len(adapters), dtype=np.bool_)
     for _ in range(policy.attempts):
-        gains, losses = _evaluations(adapters, kind, n, rng)
-        passed |= passes(kind, n, gains, losses, policy)
+        passed |= passed_once(adapters, kind, n, policy, rng)
     return passed
+
+
+def passed_once(
+    adapters: Adapters,
+    kind: EvidenceKind,
+    n: int,
+    policy: GatePolicy,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.bool_]:
+    """Returns whether each adapter is promoted by one decision: a single attempt of the policy's.
+
+    More attempts make each decision stricter, so this is below what attempts of one have.
+    """
+    gains, losses = _evaluations(adapters, kind, n, rng)
+    return passes(kind, n, gains, losses, policy)
 
 
 def _evaluations(

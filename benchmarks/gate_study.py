@@ -10,11 +10,13 @@ import numpy as np
 
 from lorebase.transfer.evaluate import EvidenceKind, GatePolicy, promotion_power
 
+from .gate_rivals import Beside, check_beside, promoted_beside
 from .gate_simulation import (
     check_against_gate,
     equal_adapters,
     largest_safe_bound,
     losses_beyond,
+    passed_once,
     promoted,
     worse_adapters,
 )
@@ -62,6 +64,8 @@ WAYS: dict[str, tuple[float, float, float]] = {
 loss of accuracy."""
 SHIFTS = (1.0, 1.5, 2.0)
 """How much more often a real input's answer changes than a synthetic one's."""
+BARE = (-0.10, -0.05, 0.0, 0.05, 0.10)
+"""Accuracy of the bare next base minus the source's."""
 
 
 @dataclass(slots=True)
@@ -82,8 +86,14 @@ def study(shape: StudyShape, policy: GatePolicy | None = None) -> Study:
         for n in shape.sizes:
             found.failures += check_against_gate(kind, n, policy)
             for attempts in (policy, twice):
-                _false_promotions(found, shape, kind, n, attempts)
-            _power(found, shape, kind, n, policy)
+                # Entrusted inputs are real ones: nothing shifts.
+                for shift in SHIFTS if kind == "label-free" else (1.0,):
+                    _false_promotions(found, shape, kind, n, attempts, shift)
+                _power(found, shape, kind, n, attempts)
+    for n in shape.sizes:
+        found.failures += check_beside(n, policy, _rng(shape, "check beside", n))
+        for attempts in (policy, twice):
+            _beside_bare(found, shape, n, attempts)
     _bounds(found, shape, policy)
     return found
 
@@ -93,9 +103,14 @@ def _rng(shape: StudyShape, *what: object) -> np.random.Generator:
 
 
 def _false_promotions(
-    found: Study, shape: StudyShape, kind: EvidenceKind, n: int, policy: GatePolicy
+    found: Study, shape: StudyShape, kind: EvidenceKind, n: int, policy: GatePolicy, shift: float
 ) -> None:
-    rng = _rng(shape, "false", kind, n, policy.attempts)
+    """Adapters worse than the margin on real inputs, judged on inputs that change less often.
+
+    The limit is promised where they change alike; what a shift does to it is told, and `_bounds`
+    tells how narrow a bound would hold.
+    """
+    rng = _rng(shape, "false", kind, n, policy.attempts, *([shift] if shift != 1.0 else []))
     count, margin = shape.adapters, policy.margin
     populations = {
         "losses only, at the margin": worse_adapters(
@@ -109,7 +124,7 @@ def _false_promotions(
         ),
     }
     for name, adapters in populations.items():
-        rate = float(promoted(adapters, kind, n, policy, rng).mean())
+        rate = float(promoted(adapters.scaled(1.0 / shift), kind, n, policy, rng).mean())
         found.adapters += count
         found.rows.append(
             {
@@ -117,24 +132,33 @@ def _false_promotions(
                 "evidence": kind,
                 "n": n,
                 "attempts": policy.attempts,
+                "shift": shift,
                 "adapters": count,
                 "population": name,
                 "rate": round(rate, 5),
             }
         )
-        if rate > LIMIT + 3.0 * float(np.sqrt(LIMIT * (1.0 - LIMIT) / count)):
+        if shift == 1.0 and rate > _limit(count):
             found.failures.append(
                 f"{rate:.2%} false promotions of {name!r}, {kind}, n = {n}, expected at most "
                 f"{LIMIT:.0%}"
             )
 
 
+def _limit(count: int) -> float:
+    """Returns the limit and three standard errors of a rate at it."""
+    return LIMIT + 3.0 * float(np.sqrt(LIMIT * (1.0 - LIMIT) / count))
+
+
 def _power(found: Study, shape: StudyShape, kind: EvidenceKind, n: int, policy: GatePolicy) -> None:
-    rng = _rng(shape, "power", kind, n)
+    """Equally good adapters: one decision as stated, and what all attempts together come to."""
+    rng = _rng(shape, "power", kind, n, *([policy.attempts] if policy.attempts > 1 else []))
     free = kind == "label-free"
     for flips in shape.flips:
         adapters = equal_adapters(shape.adapters, flips)
-        rate = float(promoted(adapters, kind, n, policy, rng).mean())
+        rate = float(passed_once(adapters, kind, n, policy, rng).mean())
+        again = policy.attempts > 1
+        whole = float(promoted(adapters, kind, n, policy, rng).mean()) if again else rate
         # Without labels an equal adapter's gains and losses both count as changes.
         changes = 2.0 * flips if free else flips
         stated = promotion_power(
@@ -145,15 +169,17 @@ def _power(found: Study, shape: StudyShape, kind: EvidenceKind, n: int, policy: 
             difference=-changes if free else 0.0,
             max_losses=int(policy.flip_budget_for(free) * n + 1e-9),
         )
-        found.adapters += shape.adapters
+        found.adapters += shape.adapters * (1 + again)
         found.rows.append(
             {
                 "what": "power",
                 "evidence": kind,
                 "n": n,
+                "attempts": policy.attempts,
                 "flips": flips,
                 "adapters": shape.adapters,
                 "rate": round(rate, 5),
+                "rate_in_all_attempts": round(whole, 5),
                 "stated": round(stated, 5),
             }
         )
@@ -161,6 +187,33 @@ def _power(found: Study, shape: StudyShape, kind: EvidenceKind, n: int, policy: 
             found.failures.append(
                 f"power of {kind} evidence at n = {n} and {flips:.1%} flips is {rate:.1%}, stated "
                 f"{stated:.1%}"
+            )
+
+
+def _beside_bare(found: Study, shape: StudyShape, n: int, policy: GatePolicy) -> None:
+    """Shadows as good as their source beside a bare base that is nearly so, as good, or better."""
+    rng = _rng(shape, "bare", n, policy.attempts)
+    for gap in BARE:
+        beside = Beside(bare_minus_source=gap)
+        rate = float(promoted_beside(beside, shape.adapters, n, policy, rng).mean())
+        found.adapters += shape.adapters
+        found.rows.append(
+            {
+                "what": "beside a strong bare base",
+                "evidence": "entrusted",
+                "n": n,
+                "attempts": policy.attempts,
+                "bare_minus_source": gap,
+                "source_accuracy": beside.source_right,
+                "flips": beside.flips,
+                "adapters": shape.adapters,
+                "rate": round(rate, 5),
+            }
+        )
+        if gap >= policy.margin and rate > _limit(shape.adapters):
+            found.failures.append(
+                f"{rate:.2%} promotions of shadows that are {gap:.2f} worse than the bare next "
+                f"base, n = {n}, expected at most {LIMIT:.0%}"
             )
 
 

@@ -1,13 +1,15 @@
 """Suite `gate`: how often does the gate err, and what may label-free agreement be trusted with?
 
 Part one simulates thousands of adapters whose quality is known, before the gate's own criterion:
-false promotions of adapters that are worse than the margin, power at n for equal ones, with true
-answers and without, and how wide a label-free bound may be for the ways in which answers can
-change. Part two trains real shadows of the tiny world for too few steps on purpose and compares
-what label-free evidence saw of them with their true loss on hidden test data.
+false promotions of adapters that are worse than the margin, where real inputs change as often as
+synthetic ones and where they change more often; power at n for equal ones, with true answers and
+without, in one attempt and in two, as the product makes; adapters beside a bare next base that is
+as good or better; and how wide a label-free bound may be for the ways in which answers can change.
+Part two trains real shadows of the tiny world for too few steps on purpose and compares what
+label-free evidence saw of them with their true loss on hidden test data.
 
 Correctness gates: the simulation judges as `decide` does; no rate of false promotions is above
-2 % by more than its sampling error; simulated power is the stated one.
+2 % by more than its sampling error where inputs do not shift; simulated power is the stated one.
 """
 
 from __future__ import annotations
