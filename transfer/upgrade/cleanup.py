@@ -129,6 +129,7 @@ class Cleaner:
 
     async def _busy(self, base_id: str) -> bool:
         """Whether an engine has requests of clients, those that wait for their turn included."""
+        trouble = ""
         for _ in range(DRAIN_FAILURES):
             try:
                 stats = await self._deps.cluster.engine_stats(base_id)
