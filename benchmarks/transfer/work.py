@@ -155,9 +155,20 @@ def _answers(stage: Stage, model: ModelSpec, count: int) -> list[str]:
     )
 
 
-def _turn(cell: Cell) -> tuple[int, int, str]:
-    """Most samples first, then seed by seed: a run that is cut off has whole parts of the table."""
-    return -cell.samples, cell.seed, cell.task
+def orders_of(cells: Sequence[Cell], *, deadline: float, stamp: Row) -> list[Order]:
+    """Returns the cells of each task and seed together: the table's seed by seed, then the curve's.
+
+    So a run that is cut off has whole parts of the table.
+    """
+    most = max((cell.samples for cell in cells), default=0)
+
+    def turn(cell: Cell) -> tuple[bool, int, str]:
+        return cell.samples < most, cell.seed, cell.task
+
+    return [
+        Order(cells=tuple(group), deadline=deadline, stamp=stamp)
+        for _, group in groupby(sorted(cells, key=turn), key=turn)
+    ]
 
 
 async def run_cells(
@@ -197,10 +208,7 @@ async def run_cells(
         else:
             rows.append(found)
     say(f"{len(rows)} cells are done, {len(missing)} are to do")
-    orders = [
-        Order(cells=tuple(group), deadline=deadline, stamp=stamp)
-        for _, group in groupby(sorted(missing, key=_turn), key=_turn)
-    ]
+    orders = orders_of(missing, deadline=deadline, stamp=stamp)
     left, failures = 0, list[str]()
     if not orders:
         return Delivery(rows=tuple(rows), left=0, failures=())

@@ -13,6 +13,7 @@ from benchmarks.transfer.cells import Cell, Shelf, cell_key
 from benchmarks.transfer.metered import MeteredGenerator, runs
 from benchmarks.transfer.moves import seeds_alone
 from benchmarks.transfer.studies import GRID, STUDIES, used_setting
+from benchmarks.transfer.work import orders_of
 from benchmarks.transfer.world import DEVELOPMENT, TransferTask, World, folder_world, tinyworld
 from lorebase.serving.engine.protocol import Completion, Sampling
 from lorebase.transfer.distill import DistillRecipe, LoraSettings
@@ -251,6 +252,23 @@ def test_only_a_whole_run_replaces_the_table() -> None:
         "transfer-tuning",
         "transfer-models",
     ]
+
+
+def test_a_run_that_is_cut_off_has_whole_seeds_of_the_table_before_the_curve() -> None:
+    cells = [
+        Cell(task=task, seed=seed, arm=arm, samples=samples)
+        for samples, arms in ((250, ("lorebase", "hop2")), (16, ("lorebase",)), (32, ("real",)))
+        for task in ("b", "a")
+        for seed in (1, 0)
+        for arm in arms
+    ]
+    orders = orders_of(cells, deadline=1.0, stamp={})
+    firsts = [order.cells[0] for order in orders]
+    told = [(first.samples < 250, first.seed, first.task) for first in firsts]
+    assert told == sorted(told)
+    assert [len(order.cells) for order in orders] == [2] * 8
+    assert [cell.arm for cell in orders[0].cells] == ["lorebase", "hop2"], "in the order asked for"
+    assert orders_of([], deadline=1.0, stamp={}) == []
 
 
 def test_finished_cells_are_found_in_the_folder_and_in_an_earlier_result(tmp_path: Path) -> None:
