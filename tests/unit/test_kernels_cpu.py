@@ -73,10 +73,11 @@ def test_mixed_ranks_per_slice_in_every_dtype(bind: Bind, dtype: torch.dtype) ->
     _check(case, bind(case), slots)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("tokens", [0, 1, 2, 7, 63, 64, 1000, 8192])
-def test_every_number_of_tokens(bind: Bind, tokens: int) -> None:
+def test_every_number_of_tokens(bind: Bind, tokens: int, dtype: torch.dtype) -> None:
     # Odd features leave tails in K and in N of both kinds of blocks.
-    case = Case([(3,), (5,), (2,)], features=11, slices=(29,), max_tokens=8192)
+    case = Case([(3,), (5,), (2,)], features=11, slices=(29,), max_tokens=8192, dtype=dtype)
     slots = [(t * 7 + t // 5) % 4 - 1 for t in range(tokens)]
     y, x = case.inputs(slots)
     expected = y.double()
@@ -86,7 +87,27 @@ def test_every_number_of_tokens(bind: Bind, tokens: int) -> None:
         expected[rows] += x[rows].double() @ a.double().t() @ b.double().t()
     case.plan.fill(slots)
     bind(case)(y, x)
-    assert torch.allclose(y.double(), expected, atol=1e-5)
+    assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_a_wide_output_like_an_lm_heads(bind: Bind, dtype: torch.dtype) -> None:
+    # Wider than the columns that one token's sums are kept for, and than a block of B's copy.
+    case = Case([(8,), (3,), (64,)], slices=(4099,), dtype=dtype)
+    _check(case, bind(case), [0, -1, 1, 1, 2, 0, *([2] * 9)])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_many_features_like_an_embeddings(bind: Bind, dtype: torch.dtype) -> None:
+    # Looking a token up is a product with a one-hot row.
+    case = Case([(8,), (3,)], features=4099, slices=(64,), dtype=dtype)
+    slots = [0, 1, -1, 0]
+    y, x = case.inputs(slots)
+    x.zero_()[[0, 1, 2, 3], [4098, 0, 17, 2048]] = 1
+    expected = lora_reference(y, x, slots, case.weights, case.slices)
+    case.plan.fill(slots)
+    bind(case)(y, x)
+    assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
 
 
 @pytest.mark.parametrize("length", range(1, 20))
