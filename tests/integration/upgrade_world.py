@@ -169,10 +169,13 @@ class FakeWorkers:
         """Judges nothing: the old kit with another base's name on it."""
         assert job.judged is not None
         inputs = self.store.get_json(job.judged.inputs)["inputs"]
-        assert len(self.store.get_json(job.judged.scores)["scores"]) == len(inputs)
         kit = replace(load_kit(self.store.path(job.kit_digest)), base_id=job.base_id)
+        scores = self.store.get_json(job.judged.scores)["scores"]
+        assert len(scores) == (len(inputs) if kit.discriminator else 0)
         number = len(self.jobs)
-        discriminator = make_lora(self.scratch / f"discriminator{number}", number)
+        discriminator = None
+        if kit.discriminator:
+            discriminator = make_lora(self.scratch / f"discriminator{number}", number)
         save_kit(kit, discriminator, self.scratch / f"kit{number}")
         return self.store.put_dir(self.scratch / f"kit{number}")
 
@@ -311,7 +314,7 @@ class World:
         self.catalog.create_adapter(adapter, version)
         return version
 
-    def kit_for(self, base_id: str, seed: int) -> str:
+    def kit_for(self, base_id: str, seed: int, **changes: Any) -> str:
         kit = TransferKit(
             base_id=base_id,
             dataset_name="items",
@@ -326,9 +329,19 @@ class World:
             max_input_tokens=40,
             max_answer_tokens=20,
         )
+        kit = replace(kit, **changes)
         folder = self.root / f"kit{seed}"
-        save_kit(kit, make_lora(self.root / f"discriminator{seed}", 1000 + seed), folder)
+        weights = None
+        if kit.discriminator:
+            weights = make_lora(self.root / f"discriminator{seed}", 1000 + seed)
+        save_kit(kit, weights, folder)
         return self.store.put_dir(folder)
+
+    def give_kit(self, adapter: str, **changes: Any) -> TransferKit:
+        """Replaces an adapter's kit by one with changes."""
+        digest = self.kit_for("old", next(self._seeds), schema_version=2, **changes)
+        self.catalog.set_kit(adapter, kit_digest=digest, evaluation_digest=None)
+        return load_kit(self.store.path(digest))
 
     def deps(self) -> Deps:
         policy = GovernorPolicy(calm_s=0.001, max_cooldown_s=1.0, patience_s=0.5)

@@ -7,7 +7,13 @@ from lorebase.serving.errors import UnavailableError
 from lorebase.transfer.evaluate import score
 from lorebase.transfer.kit import DOCUMENT
 from lorebase.transfer.ports import Example
-from lorebase.transfer.synthesis import FilterPolicy, filter_inputs, hold_out, label_inputs
+from lorebase.transfer.synthesis import (
+    FilterPolicy,
+    cap_answers,
+    filter_inputs,
+    hold_out,
+    label_inputs,
+)
 
 from .transfer_fakes import KIT, MODEL, SEEDS, Script, done
 
@@ -137,6 +143,16 @@ def test_hold_out_splits_without_loss_and_leaves_at_least_half_to_train_on() -> 
     assert hold_out(examples, 6, seed=2) != (training, held)
     assert [len(part) for part in hold_out(examples, 100, seed=1)] == [10, 10]
     assert hold_out([], 5, seed=1) == ([], [])
+
+
+def test_no_answer_keeps_more_than_its_share_of_the_examples() -> None:
+    targets = "aaaaaabbcc"
+    examples = [Example(input=str(n), target=target) for n, target in enumerate(targets)]
+    assert cap_answers(examples, 1.0) == examples
+    kept = cap_answers(examples, 0.3)
+    assert [item.target for item in kept] == list("aaabbcc")
+    assert [item.input for item in kept[:3]] == ["0", "1", "2"], "the first drawn stay"
+    assert cap_answers([], 0.3) == []
 
 
 async def test_scores_come_in_order_with_seeds_before_every_input() -> None:

@@ -5,7 +5,7 @@ import pytest
 from lorebase.serving.engine.protocol import Completion
 from lorebase.serving.errors import UnavailableError
 from lorebase.transfer.kit import DOCUMENT
-from lorebase.transfer.ports import StageCancelledError
+from lorebase.transfer.ports import Example, StageCancelledError
 from lorebase.transfer.synthesis import DrawSettings, inputs_to_draw, synthesize
 from lorebase.transfer.synthesis.draw import sampling_seed, seed_orders
 
@@ -140,3 +140,23 @@ def test_more_is_drawn_where_the_filter_takes_more_but_never_without_bound() -> 
 
 def test_document_markers_are_what_ends_an_example() -> None:
     assert all(marker.startswith("\n") for marker in DOCUMENT.markers)
+
+
+def test_extra_seeds_stand_beside_the_real_ones_and_make_no_prompt_longer() -> None:
+    extra = [Example(input=f"extra {n}", target="x") for n in range(9)]
+    orders = seed_orders(SEEDS, 32, 1, extra)
+    assert len(set(orders)) == 32
+    for order in orders:
+        assert len(set(order)) == len(SEEDS) == 5
+        assert len(set(order) & set(SEEDS)) == 3, "most of what is shown is real"
+    assert {item for order in orders for item in order} == {*SEEDS, *extra}
+    assert all(SEEDS[0] in order for order in seed_orders(SEEDS[:1], 4, 1, extra))
+    assert seed_orders(SEEDS, 32, 1, ()) == seed_orders(SEEDS, 32, 1)
+
+
+async def test_an_extra_seed_is_not_written_again() -> None:
+    script = Script(lambda _, n: done("extra 1" if n < 5 else f"new {n}"))
+    extra = [Example(input="extra 1", target="x")]
+    result = await synthesize(script, MODEL, KIT, count=10, seed=1, extra_seeds=extra)
+    assert "extra 1" not in result.inputs
+    assert any("Input: extra 1" in prompt for _, prompts, _ in script.calls for prompt in prompts)

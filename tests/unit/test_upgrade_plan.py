@@ -16,6 +16,7 @@ def facts(
     peft_type: str = "LORA",
     kit_base: str | None = "old",
     kit_problem: str = "none was imported",
+    discriminator: bool = True,
     evaluation: str | None = None,
 ) -> AdapterFacts:
     kit = None
@@ -26,6 +27,7 @@ def facts(
             dataset_size=300,
             format=DOCUMENT,
             seeds=(Example(input="a", target="b"),),
+            discriminator=discriminator,
             threshold=0.0,
             discriminator_auc=0.9,
             real_pass_rate=0.9,
@@ -67,6 +69,14 @@ def test_the_evidence_is_the_strongest_there_is() -> None:
     assert plan_adapter(facts(evaluation="sha256:1"), "next").evidence == "entrusted"
 
 
+def test_an_adapter_whose_data_is_gone_is_distilled_without_a_discriminator() -> None:
+    planned = plan_adapter(facts(discriminator=False), "next")
+    assert (planned.path, planned.feasible) == ("distill-no-kit", True)
+    assert "1 seeds of 'tickets' and no discriminator" in planned.reason
+    other = plan_adapter(facts(discriminator=False, kit_base="older"), "next")
+    assert not other.feasible, "its lengths are in another base's tokens"
+
+
 def test_an_adapter_on_the_target_base_is_kept() -> None:
     planned = plan_adapter(facts(base_id="next"), "next")
     assert (planned.path, planned.feasible) == ("keep", True)
@@ -76,6 +86,7 @@ def test_an_adapter_on_the_target_base_is_kept() -> None:
     ("case", "path", "reason"),
     [
         ({"kit_base": None}, "distill-no-kit", "no transfer kit: none was imported"),
+        ({"kit_base": None}, "distill-no-kit", "`--seeds-only` if only a few examples"),
         (
             {"kit_base": None, "kit_problem": "kit.json is not UTF-8"},
             "distill-no-kit",
