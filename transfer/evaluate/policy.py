@@ -16,7 +16,9 @@ class GatePolicy:
     label_free_margin: float = 0.05
     """Largest tolerated disagreement with the source where true answers are unknown. Accuracy
     can't fall by more than the share of answers that changed, so the margin itself is the only
-    bound that holds whatever the changes are; how far a wider one can be trusted is what
+    bound that holds whatever the changes are, provided that answers to real inputs change no more
+    often than to the synthetic ones seen here; where they change 1.5 times as often, it takes a
+    bound of about 0.8 times the margin. How far a wider one can be trusted is what
     benchmarks/suites/gate.py measures."""
     confidence: float = 0.96
     """Of the two-sided interval of the difference, all attempts of a migration together."""
