@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from . import svg
 
 ROW_HEIGHT = 26
+"""Of rows with few dots; with many they are as high as it takes."""
+DOT_STEP = 3.4
+"""Between the dots of a row, which lie beside each other."""
+LEGEND_LINE = 16
 TOP = 58
 NAMES = 210
 """Room for the rows' names, left of the plot."""
@@ -56,26 +60,30 @@ def dot_plot(
         Elements and where they end.
     """
     left, right = NAMES, svg.WIDTH - svg.RIGHT
-    bottom = top + ROW_HEIGHT * len(rows)
+    legend, lower = _legend(colours, left, top - 14, right)
+    title_y, top = top - 36, top + lower
+    most = max((len(_shown(row, colours)) for row in rows), default=0)
+    height = max(ROW_HEIGHT, DOT_STEP * most + 8)
+    bottom = top + height * len(rows)
 
     def x_of(value: float) -> float:
         inside = min(max(value, low), high)
         return left + (right - left) * (inside - low) / (high - low)
 
-    parts = [svg.text(left, top - 36, title, css="title"), *_legend(colours, left, top - 14)]
+    parts = [svg.text(left, title_y, title, css="title"), *legend]
     for tick in _ticks(low, high):
         parts.append(svg.line(x_of(tick), top, x_of(tick), bottom, "grid"))
         parts.append(svg.text(x_of(tick), bottom + 16, f"{tick:g}", anchor="middle"))
     for number, row in enumerate(rows):
-        y = top + ROW_HEIGHT * (number + 0.5)
+        y = top + height * (number + 0.5)
         parts.append(svg.line(left, y, right, y, "row-line"))
         parts.append(
             svg.text(left - 10, y + 4, row.name, anchor="end", css="title" if row.bold else "")
         )
-        shown = [dot for dot in row.dots if dot.series in colours]
+        shown = _shown(row, colours)
         for place, dot in enumerate(shown):
             # Beside each other: dots at the same value must not hide one another.
-            at = y + 3.2 * (place - (len(shown) - 1) / 2)
+            at = y + DOT_STEP * (place - (len(shown) - 1) / 2)
             parts += _dot(dot, colours[dot.series], x_of, at, row.name)
     return parts, bottom + 28
 
@@ -97,13 +105,24 @@ def _dot(dot: Dot, colour: str, x_of: object, y: float, row: str) -> list[str]:
     return parts
 
 
-def _legend(colours: dict[str, str], x: float, y: float) -> list[str]:
-    parts = []
+def _shown(row: DotRow, colours: dict[str, str]) -> list[Dot]:
+    return [dot for dot in row.dots if dot.series in colours]
+
+
+def _legend(
+    colours: dict[str, str], left: float, y: float, right: float
+) -> tuple[list[str], float]:
+    """Returns the legend, in lines between `left` and `right`, and the height of all but one."""
+    parts: list[str] = []
+    x, lower = left, 0.0
     for name, colour in colours.items():
-        parts.append(svg.rect(x, y - 8, 10, 10, fill=colour))
-        parts.append(svg.text(x + 14, y + 1, name))
-        x += 7.0 * len(name) + 34
-    return parts
+        width = 7.0 * len(name) + 34
+        if x > left and x + width > right:
+            x, lower = left, lower + LEGEND_LINE
+        parts.append(svg.rect(x, y + lower - 8, 10, 10, fill=colour))
+        parts.append(svg.text(x + 14, y + lower + 1, name))
+        x += width
+    return parts, lower
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -139,7 +158,10 @@ def curve_panel(
     Returns:
         Elements and where they end.
     """
-    left, right, bottom = NAMES, svg.WIDTH - svg.RIGHT, top + height
+    left, right = NAMES, svg.WIDTH - svg.RIGHT
+    legend, lower = _legend(colours, left, top - 14, right)
+    title_y, top = top - 36, top + lower
+    bottom = top + height
     places = sorted({x for curve in curves for x, _ in curve.points})
     if not places:
         return [], top
@@ -150,7 +172,7 @@ def curve_panel(
         across = left + 20 + (right - left - 40) * math.log(x / places[0]) / span
         return across, bottom - height * (inside - low) / (high - low)
 
-    parts = [svg.text(left, top - 36, title, css="title"), *_legend(colours, left, top - 14)]
+    parts = [svg.text(left, title_y, title, css="title"), *legend]
     for tick in _ticks(low, high):
         y = at(places[0], tick)[1]
         parts.append(svg.line(left, y, right, y, "grid"))

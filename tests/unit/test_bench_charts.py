@@ -4,7 +4,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.charts import GanttBar, GanttRow, Mark, Phase, Series, gantt, timeline_chart
+from benchmarks.charts import (
+    Dot,
+    DotRow,
+    GanttBar,
+    GanttRow,
+    Mark,
+    Phase,
+    Series,
+    dot_plot,
+    gantt,
+    svg,
+    timeline_chart,
+)
 from benchmarks.charts.svg import ticks
 
 
@@ -68,3 +80,21 @@ def test_gantt_draws_a_bar_for_each_piece_of_work() -> None:
     rects = [e for e in root.iter() if e.tag.endswith("rect")]
     assert len(rects) == 3  # two bars and one legend entry
     assert "promoted" in "".join(root.itertext())
+
+
+def test_rows_and_legend_of_a_dot_plot_grow_with_what_is_in_them() -> None:
+    def height(series: int) -> tuple[float, float, set[str]]:
+        colours = {f"a series with a long name {n}": "#111" for n in range(series)}
+        row = DotRow(name="r", dots=tuple(Dot(series=name, value=0.5) for name in colours))
+        parts, bottom = dot_plot([row], colours, title="t")
+        root = parse(svg.document(parts, bottom, "l"))
+        legend = [r for r in root.iter() if r.tag.endswith("rect") and r.get("width") == "10"]
+        places = [float(c.get("cy", 0)) for c in root.iter() if c.tag.endswith("circle")]
+        assert len(legend) == len(places) == series
+        assert all(float(one.get("x", 0)) < svg.WIDTH - 150 for one in legend)
+        assert max(places) < bottom - 28
+        return bottom, min(places), {one.get("y", "") for one in legend}
+
+    few, many = height(2), height(14)
+    assert many[0] > few[0] + 20
+    assert (len(few[2]), len(many[2])) == (1, 4)
