@@ -23,6 +23,7 @@ from lorebase.transfer.kit import TransferKit
 from lorebase.transfer.ports import Example, ModelSpec
 
 from .keys import seed_of
+from .lineage import drift, hop
 from .settings import UpgradeSettings
 from .stages import StageContext, StageResult, ref_of
 from .states import MigrationEvent
@@ -84,9 +85,10 @@ async def run_evaluate(context: StageContext) -> StageResult:
         gate_policy(context.settings),
         attempts_left=context.settings.max_attempts - context.run.attempt,
     )
+    told = _told(context, decision)
     digest = context.store.put_json(
         {
-            "decision": decision.as_dict(),
+            "decision": told,
             "inputs": [item.input for item in answers.items],
             "targets": [item.target for item in answers.items],
             "source": answers.source,
@@ -98,15 +100,25 @@ async def run_evaluate(context: StageContext) -> StageResult:
     return StageResult(
         artifact=digest,
         event=_EVENTS[decision.verdict],
-        summary=_summary(decision),
-        decision=decision.as_dict(),
-        reason=decision.reason,
+        summary=_summary(told),
+        decision=told,
+        reason=told["reason"],
     )
 
 
-def _summary(decision: Decision) -> dict[str, Any]:
-    wanted = ("verdict", "evidence", "n", "source_score", "shadow_score", "bare_score")
-    return {name: getattr(decision, name) for name in wanted}
+def _told(context: StageContext, decision: Decision) -> dict[str, Any]:
+    """Returns the decision with the hops before this one: each gate sees its own hop only."""
+    assert context.shadow is not None, "distilled, so it exists"
+    told = decision.as_dict()
+    if context.lineage:
+        hops = [*context.lineage, hop(context.shadow, context.source.base_id, told)]
+        told |= {"hops": hops, "reason": f"{told['reason']}; {drift(hops)}"}
+    return told
+
+
+def _summary(told: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("verdict", "evidence", "n", "source_score", "shadow_score", "bare_score", "hops")
+    return {name: told[name] for name in wanted if name in told}
 
 
 async def _ask(context: StageContext, kit: TransferKit) -> Answers:

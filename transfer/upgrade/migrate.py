@@ -22,6 +22,7 @@ from .advance import Happened, RunStage, StaleEventError, automatic, due
 from .deps import Deps
 from .evaluation import run_evaluate
 from .inputs import run_filter, run_label, run_synthesize
+from .lineage import lineage
 from .plan import KEEP, gather_facts, plan_adapter
 from .progress import Progress
 from .stages import (
@@ -159,6 +160,7 @@ class Migrator:
             source=source,
             source_base=deps.catalog.get_base(source.base_id),
             shadow=deps.catalog.get_version(shadow) if shadow else None,
+            lineage=lineage(deps.catalog, source),
             next_base=deps.catalog.get_base(deps.catalog.get_upgrade(self._upgrade_id).to_base),
             settings=deps.settings,
             limits=deps.limits,

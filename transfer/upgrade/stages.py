@@ -55,6 +55,8 @@ class StageContext:
     source: AdapterVersion
     source_base: Base
     shadow: AdapterVersion | None
+    lineage: tuple[dict[str, Any], ...]
+    """Hops that brought the source to its base; see lineage.py."""
     next_base: Base
     settings: UpgradeSettings
     limits: AdapterLimits
@@ -190,8 +192,10 @@ def _judged(context: StageContext) -> JudgedDigests:
 
 def _provenance(context: StageContext, job: DistillJob, outcome: DistillOutcome) -> dict[str, Any]:
     carried = {} if outcome.next_kit is None else {NEXT_KIT: outcome.next_kit}
+    lineage = {"lineage": list(context.lineage)} if context.lineage else {}
     return {
         **carried,
+        **lineage,
         "upgrade": context.migration.upgrade_id,
         "attempt": context.run.attempt,
         "source_version": context.source.id,
