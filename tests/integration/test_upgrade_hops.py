@@ -75,6 +75,31 @@ async def test_the_second_hop_uses_the_kit_that_the_first_one_took_along(
     assert judges == {"next"}
 
 
+async def test_drift_over_the_hops_is_told(make_world: MakeWorld) -> None:
+    world = make_world("a/one")
+    first = world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
+    [before] = world.migrations()
+    assert before.decision is not None
+    assert "hops" not in before.decision, "there is nothing to add up yet"
+    world.commands.finish(first.id)
+    await world.until(lambda: set(world.states().values()) == {"retired"})
+    world.commands.start("third", [], "")
+    await world.completed()
+    [after] = world.migrations()
+    assert after.decision is not None
+    one, two = after.decision["hops"]
+    assert (one["from_base"], one["base"], two["base"]) == ("old", "next", "third")
+    assert one["version"] == before.shadow_version
+    assert one["difference"] == before.decision["difference"]
+    total = one["difference"] + after.decision["difference"]
+    wanted = f"over 2 hops (old -> next -> third) the differences add up to {total:+.3f}"
+    assert wanted in after.decision["reason"]
+    version = world.catalog.get_version(str(after.shadow_version))
+    assert [one["version"] for one in version.provenance["lineage"]] == [before.shadow_version]
+
+
 async def test_after_a_rollback_the_tenants_kit_is_used_again(make_world: MakeWorld) -> None:
     world = make_world("a/one")
     kit = world.catalog.get_adapter("a/one").kit_digest
