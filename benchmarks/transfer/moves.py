@@ -53,7 +53,7 @@ def _first_hop(stage: Stage, arm: Arm, samples: int) -> Moved:
     gathered = gather(stage, arm, samples)
     cost = stage.generator.reading().minus(before)
     folder = _shadow_dir(stage, arm.recipe, samples)
-    figures = {"data": _about(stage, gathered)}
+    figures: Row = {"data": _about(stage, gathered)}
     # What the second hop starts from is the very adapter that the first one was measured with.
     if arm.hops == 1 or not (folder / "adapter_model.safetensors").is_file():
         into = folder if _has_second_hop(arm) else stage.folder / "shadow"
