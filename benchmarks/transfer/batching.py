@@ -44,7 +44,7 @@ PROMPTS = 8
 """Of each adapter and repeat: what is left of a migration's batch, or of a small one."""
 REPEATS = 5
 STEP_SLOTS = 64
-"""Requests in one step. Half of the rows have the engine's default cap on background work."""
+"""Background requests in one step. Half of the rows have the default cap instead."""
 MAX_TOKENS = 24
 TIMEOUT_S = 600.0
 
@@ -108,7 +108,7 @@ async def measure(*, cap: int, counts: Sequence[int] = COUNTS, repeats: int = RE
             backend="inprocess",
             dtype="float32",
             max_model_len=256,
-            max_num_seqs=STEP_SLOTS,
+            max_num_seqs=STEP_SLOTS + 1,  # one is the foreground's
             max_batched_tokens=2048,
             max_loras=max(counts),
             background_cap=cap,
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
     rows: list[Row] = []
-    default = EngineSettings(base_id="old", model_path="").background_cap
+    default = EngineSettings(base_id="old", model_path=str(base_dir("old"))).background_cap
     for cap in (STEP_SLOTS, default):
         rows += asyncio.run(measure(cap=cap))
     partial = out.with_name(out.name + ".partial")
