@@ -66,6 +66,10 @@ class EngineDeployment:
         """Completes all requests; one that fails has its error, the others go on."""
         return await complete_many(self._engine, requests)
 
+    async def prefetch_adapter(self, version: VersionRef) -> None:
+        """See Engine.prefetch_adapter."""
+        self._engine.prefetch_adapter(version)
+
     async def ensure_adapter(self, version: VersionRef) -> None:
         """See Engine.ensure_adapter."""
         await self._engine.ensure_adapter(version)

@@ -111,6 +111,10 @@ class EngineStats:
 class Engine(Protocol):
     """One base model with many adapters."""
 
+    def prefetch_adapter(self, version: VersionRef) -> None:
+        """Begins to load a version that a queued request will use; a hint that never raises."""
+        ...
+
     async def ensure_adapter(self, version: VersionRef) -> None:
         """Loads and checks an adapter version; a no-op if it is known already.
 

@@ -102,6 +102,11 @@ class VllmEngine:
         self._unstarted = 0
         self._process = psutil.Process()
 
+    def prefetch_adapter(self, version: VersionRef) -> None:
+        """Begins to load a version that is for this base; see `protocol.Engine`."""
+        if version.base_id == self.settings.base_id:
+            self._adapters.prefetch(version)
+
     async def ensure_adapter(self, version: VersionRef) -> None:
         """Loads and checks an adapter version; see `protocol.Engine`."""
         self._check_base(version)

@@ -42,6 +42,11 @@ class Admission:
         """Requests in the queue."""
         return len(self._waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether a request that comes now has to wait."""
+        return self._running >= self._max_concurrency
+
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
         """Holds a slot for the length of the block; yields the seconds waited for it.

@@ -111,7 +111,9 @@ class Core:
         try:
             # Twice on purpose: unknown names fail before they queue, and the table that counts
             # is the one at admission.
-            self.table().resolve(call.model, self._rng)
+            wanted = self.table().resolve(call.model, self._rng).version
+            if wanted is not None and self._admission.full:
+                self._engines.prefetch(wanted)  # most likely the one, and loaded by then
             async with AsyncExitStack() as held:
                 await self._admit(held, deadline)
                 target = self.table().resolve(call.model, self._rng)

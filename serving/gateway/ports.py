@@ -36,6 +36,10 @@ class EngineClient(Protocol):
         """
         ...
 
+    def prefetch(self, version: VersionRef) -> None:
+        """Lets a version be loaded that a queued request will use: a hint, which never raises."""
+        ...
+
     async def ensure_adapter(self, version: VersionRef) -> None:
         """Loads a version at the engine of its base.
 

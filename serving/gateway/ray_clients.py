@@ -5,6 +5,7 @@ Errors of other processes come back wrapped; here they become lorebase's own aga
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from ray import serve
@@ -30,6 +31,8 @@ from ..routing.table import RouteTable
 BROADCAST_TIMEOUT_S = 60.0
 """Bound of a call to all replicas: loading an adapter takes milliseconds, or its file system
 hangs."""
+HINT_TIMEOUT_S = 5.0
+"""Bound of a hint that an adapter will be wanted, which the engine answers at once."""
 
 
 class RayEngines:
@@ -39,6 +42,7 @@ class RayEngines:
         """`sticky` sends all requests of a version to the same replica, for several replicas."""
         self._sticky = sticky
         self._handles: dict[str, Any] = {}
+        self._hints: dict[str, asyncio.Task[None]] = {}
 
     def prepare(self, table: RouteTable) -> None:
         """Makes the handles of a table's bases, and forgets those of bases no longer served."""
@@ -71,6 +75,21 @@ class RayEngines:
         finally:
             if not finished:
                 response.cancel()
+
+    def prefetch(self, version: VersionRef) -> None:
+        """See EngineClient.prefetch; reaches the replica that a request of it would now."""
+        if version.id not in self._hints:  # one at a time says as much as many
+            hint = asyncio.create_task(self._prefetch(version))
+            self._hints[version.id] = hint
+            hint.add_done_callback(lambda _: self._hints.pop(version.id))
+
+    async def _prefetch(self, version: VersionRef) -> None:
+        changes: dict[str, Any] = {"stream": False, "method_name": "prefetch_adapter"}
+        if self._sticky:
+            changes["session_id"] = version.id
+        with suppress(Exception):  # the request itself will meet whatever is wrong
+            async with asyncio.timeout(HINT_TIMEOUT_S):
+                await self._handle(version.base_id).options(**changes).remote(version)
 
     async def ensure_adapter(self, version: VersionRef) -> None:
         """See EngineClient.ensure_adapter; reaches every replica."""

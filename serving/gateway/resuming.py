@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import structlog
 
-from ..engine.protocol import Chunk, GenerationRequest
+from ..engine.protocol import Chunk, GenerationRequest, VersionRef
 from ..errors import DeadlineExceededError, EngineDeadError
 from ..routing.table import Target
 from .metrics import GatewayMetrics
@@ -39,6 +39,10 @@ class ResumingEngines:
         self._clock = clock
         self._new_id = new_id
         self._attempts = attempts
+
+    def prefetch(self, version: VersionRef) -> None:
+        """See EngineClient.prefetch."""
+        self._engines.prefetch(version)
 
     async def stream(
         self, request: GenerationRequest, target: Target, deadline: float, wait_s: float

@@ -62,6 +62,7 @@ class SpellingEngines:
     waits: list[float] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
+    hinted: list[str] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
@@ -105,6 +106,9 @@ class SpellingEngines:
             if prompt.endswith(self.answer[:already]):
                 return self.answer[already:]
         return self.answer
+
+    def prefetch(self, version: VersionRef) -> None:
+        self.hinted.append(version.id)
 
     async def ensure_adapter(self, version: VersionRef) -> None:
         self.loaded.append(version.id)

@@ -51,6 +51,8 @@ class EchoEngine:
             if not finished:
                 self.aborted.append(request.request_id)
 
+    def prefetch_adapter(self, version: VersionRef) -> None: ...
+
     async def ensure_adapter(self, version: VersionRef) -> None: ...
     async def drop_adapter(self, version_id: str) -> bool:
         return False

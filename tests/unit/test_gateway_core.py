@@ -116,6 +116,27 @@ async def test_request_in_flight_keeps_its_version_across_a_swap() -> None:
     assert (await new).served_by.revision == 2
 
 
+async def test_a_queued_requests_adapter_is_hinted_at_while_it_waits() -> None:
+    step = asyncio.Event()
+
+    async def gate() -> None:
+        await step.wait()
+
+    bench = Bench(engines=SpellingEngines(gate=gate), max_concurrency=1)  # type: ignore[arg-type]
+    core = bench.core()
+    first = asyncio.create_task(core.answer(call()))
+    while not bench.engines.requests:
+        await asyncio.sleep(0)
+    assert bench.engines.hinted == []  # it did not wait
+    queued = [asyncio.create_task(core.answer(call(model))) for model in ("acme/x", "base-a")]
+    while bench.admission.waiting < 2:
+        await asyncio.sleep(0)
+    assert bench.engines.hinted == ["v-1"]  # the bare base has nothing to load
+    step.set()
+    assert {one.text for one in await asyncio.gather(first, *queued)} == {"hello"}
+    assert bench.engines.hinted == ["v-1"]
+
+
 async def test_queued_request_is_resolved_when_admitted_not_when_it_came() -> None:
     step = asyncio.Event()
 
