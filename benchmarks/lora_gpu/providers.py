@@ -8,6 +8,7 @@ many slots as there are adapters, and the exact number of active ones.
 import dataclasses
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,8 +46,29 @@ def _stacked(world: World, module: Module, index: int) -> tuple[torch.Tensor, to
     return a_SRK, b_SNR
 
 
+VLLM_CONFIGS = "VLLM_TUNED_CONFIG_FOLDER"
+"""Names the folder in which vLLM itself looks for configurations that somebody tuned."""
+
+
+def vllm_configs(folder: str | None, gpu: str) -> str:
+    """What vLLM's kernels are launched with: `tuned` ones of a folder, or their `default`.
+
+    Args:
+        folder: value of VLLM_CONFIGS.
+        gpu: the device's name.
+    """
+    prefix = gpu.replace(" ", "_").replace("-", "_")
+    kinds = {"shrink": f"{prefix}_SHRINK.json", "expand": f"{prefix}_EXPAND_TRUE.json"}
+    tuned = {kind for kind, name in kinds.items() if folder and (Path(folder) / name).exists()}
+    if tuned == kinds.keys():
+        return "tuned"
+    return f"default, but tuned {tuned.pop()}" if tuned else "default"
+
+
 def vllm(world: World) -> Run:
     """The punica kernels of vLLM as its GPU wrapper calls them: shrink, then expand.
+
+    It takes tuned configurations from where VLLM_CONFIGS says, and its default ones otherwise.
 
     Raises:
         ImportError: vLLM is not installed, or without its GPU kernels.

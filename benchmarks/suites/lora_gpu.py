@@ -4,8 +4,9 @@ The four linear layers of Llama 3 8B, for several model layers in one CUDA graph
 replays it. All weights, inputs and outputs lie apart and the L2 cache is made cold before each
 replay, so every byte counts once. Beside our kernels run vLLM's and SGLang's own, if their
 packages are installed, round by round in changing order; their padded stacks are made of the same
-weights. The roofline is the time in which a copy moves the bytes that nobody can avoid: the
-weights of the batch's distinct adapters at their own ranks, x once and y twice.
+weights. vLLM's take the configurations that VLLM_TUNED_CONFIG_FOLDER names, if it does; the result
+says which they were. The roofline is the time in which a copy moves the bytes that nobody can
+avoid: the weights of the batch's distinct adapters at their own ranks, x once and y twice.
 
 Correctness gate: before a provider is timed in a cell, all its outputs are compared with float32.
 
@@ -19,6 +20,7 @@ Without a GPU it says so and ends with exit code 2.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lora_gpu.providers import PROVIDERS
+from benchmarks.lora_gpu.providers import PROVIDERS, VLLM_CONFIGS, vllm_configs
 from benchmarks.lora_gpu.result import Measured, summarise
 from benchmarks.lora_gpu.shapes import LLAMA_8B, Cell, cells, operations, unique_bytes
 from benchmarks.lora_gpu.timing import Device, interleaved
@@ -59,7 +61,7 @@ async def run(context: SuiteContext) -> SuiteResult:
     shape = QUICK if context.quick else FULL
     bandwidth = device.copy_bandwidth()
     context.say(f"{device.name}: copies {bandwidth / 1e12:.2f} TB/s")
-    baselines, failures, measured = _baselines(), list[str](), list[Measured]()
+    baselines, failures, measured = _baselines(device.name), list[str](), list[Measured]()
     for cell in shape.cells:
         one, wrong = _measure(cell, shape, device, baselines)
         failures += wrong
@@ -76,8 +78,8 @@ async def run(context: SuiteContext) -> SuiteResult:
     )
 
 
-def _baselines() -> dict[str, str]:
-    """Version of each baseline's package, or that it is missing."""
+def _baselines(gpu: str) -> dict[str, str]:
+    """Version of each baseline's package and vLLM's configurations, or that it is missing."""
     found = {}
     for name in PROVIDERS:
         if name != "ours":
@@ -85,6 +87,8 @@ def _baselines() -> dict[str, str]:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 found[name] = "not installed"
+    if found.get("vllm", "not installed") != "not installed":
+        found["vllm"] += f", {vllm_configs(os.environ.get(VLLM_CONFIGS), gpu)} configurations"
     return found
 
 

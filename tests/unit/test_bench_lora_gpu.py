@@ -4,13 +4,14 @@ import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from benchmarks.lora_gpu import tune
-from benchmarks.lora_gpu.providers import ours
+from benchmarks.lora_gpu.providers import ours, vllm_configs
 from benchmarks.lora_gpu.result import Measured, quantile, ratio, roofline_share, summarise
 from benchmarks.lora_gpu.shapes import (
     LLAMA_8B,
@@ -219,3 +220,13 @@ def test_every_row_can_be_tuned_and_written(arch: str) -> None:
                 assert cell.max_rank <= row.kernels.block_r
     values = json.loads(tune.as_text(shipped))
     assert values["rows"] == [row.as_json() for row in shipped.rows]
+
+
+def test_vllms_configurations_are_labelled_by_what_it_will_find(tmp_path: Path) -> None:
+    gpu = "NVIDIA H100 80GB-HBM3"
+    assert vllm_configs(None, gpu) == vllm_configs(str(tmp_path), gpu) == "default"
+    (tmp_path / "NVIDIA_H100_80GB_HBM3_SHRINK.json").touch()
+    assert vllm_configs(str(tmp_path), gpu) == "default, but tuned shrink"
+    (tmp_path / "NVIDIA_H100_80GB_HBM3_EXPAND_TRUE.json").touch()
+    assert vllm_configs(str(tmp_path), gpu) == "tuned"
+    assert vllm_configs(str(tmp_path), "another") == "default"
