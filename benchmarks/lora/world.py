@@ -48,8 +48,6 @@ class BaseShape:
 
 BIG = BaseShape(hidden=1024, intermediate=2816, layers=8, heads=16)
 """168M parameters."""
-SMALL = BaseShape(hidden=512, intermediate=1408, layers=8, heads=8, vocab=8_000)
-"""34M parameters: small enough that adapters and bookkeeping are what a step is made of."""
 TINY = BaseShape(hidden=256, intermediate=512, layers=2, heads=4, vocab=2_000)
 """For smoke runs."""
 
