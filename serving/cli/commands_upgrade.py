@@ -104,6 +104,15 @@ def promote(
     _show(session, session.client.promote_upgrade(id_, adapter))
 
 
+MarginOption = Annotated[
+    float | None,
+    typer.Option(help="Largest loss of accuracy that you accept; by default the service's."),
+]
+LooksOption = Annotated[
+    int, typer.Option(min=1, help="Verdicts that you plan in all: they share the risk.")
+]
+
+
 @command(app, "judge")
 def judge(
     session: Session,
@@ -139,7 +148,8 @@ def judge(
     shots: Annotated[
         int, typer.Option(min=0, max=16, help="Examples for the rival without an adapter.")
     ] = 5,
-    margin: Annotated[float, typer.Option(help="Largest loss of accuracy that you accept.")] = 0.05,
+    margin: MarginOption = None,
+    looks: LooksOption = 1,
     promote: Annotated[
         bool, typer.Option("--promote", help="Promote a rejected adapter if the verdict allows it.")
     ] = False,
@@ -159,6 +169,7 @@ def judge(
         format=task_format,
         shots=shots,
         margin=margin,
+        looks=looks,
         promote=promote,
     )
     session.show(summary, lambda: render.facts(summary))

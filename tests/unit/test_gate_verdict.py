@@ -93,6 +93,32 @@ def test_an_operator_promotes_by_a_verdict_that_was_handed_over(data: Path, tmp_
     assert service.asked == []
 
 
+def test_the_services_limits_are_the_verdicts_too(data: Path) -> None:
+    service = Service(shadow_right=185)
+    decision = service.upgrade.migrations[0].decision
+    assert run(service, NAME, data=data)["margin"] == 0.05, "the usual one: none was decided"
+    decision.verdict = upgrade_pb2.VERDICT_REJECT
+    decision.evidence, decision.margin, decision.negative_flip_budget = "entrusted", 0.2, 0.15
+    wide = run(service, NAME, data=data)
+    assert (wide["margin"], wide["verdict"]) == (0.2, "promote")
+    assert run(service, NAME, data=data, margin=0.1)["margin"] == 0.1
+    decision.evidence = "label-free"
+    assert run(service, NAME, data=data)["margin"] == 0.05, "that margin is of changed answers"
+    decision.margin = 0.02
+    assert run(service, NAME, data=data)["margin"] == 0.02, "the service is stricter"
+
+
+def test_a_verdict_tells_its_own_risk_and_planned_looks_share_it(data: Path) -> None:
+    once = run(Service(), NAME, data=data)
+    assert "promotes at most 2.0%" in once["risk"]
+    thrice = run(Service(), NAME, data=data, looks=4)
+    assert "promotes at most 0.5%" in thrice["risk"]
+    assert thrice["interval_low"] < once["interval_low"]
+    for wrong in ({"looks": 0}, {"margin": 1.5}):
+        with pytest.raises(InvalidArgumentError, match="no such policy"):
+            run(Service(), NAME, data=data, **wrong)  # type: ignore[arg-type]
+
+
 def test_a_promoted_adapter_is_judged_but_not_promoted_again(data: Path) -> None:
     service = Service(state="promoted")
     assert run(service, NAME, data=data, promote=True)["promoted_now"] is False

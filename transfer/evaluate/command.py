@@ -49,7 +49,8 @@ def run(
     upgrade_id: str = "",
     format: str = "document",
     shots: int = 5,
-    margin: float = GatePolicy().margin,
+    margin: float | None = None,
+    looks: int = 1,
     promote: bool = False,
 ) -> dict[str, Any]:
     """Judges a migration by a tenant's data, or by a verdict that a tenant handed over.
@@ -63,7 +64,10 @@ def run(
         upgrade_id: empty means the newest.
         format: how inputs and answers are written.
         shots: examples in the few-shot rival's prompt.
-        margin: largest tolerated loss of accuracy.
+        margin: largest tolerated loss of accuracy; None takes the service's, as far as its
+            decision shows it.
+        looks: verdicts on this migration that are planned in all, this one included. Each gets an
+            equal part of the risk: a verdict is a look of its own, beside the service's.
         promote: promote the shadow if the gate says so and it is not promoted yet.
 
     Returns:
@@ -89,11 +93,46 @@ def run(
         _check_about(found, upgrade, migration)
     if out is not None:
         save_verdict(found, out)
-    decision = decide(found.evidence(), GatePolicy(margin=margin))
+    policy = policy_of(migration, margin, looks)
+    decision = decide(found.evidence(), policy)
     promoted = promote and decision.verdict == "promote" and migration.state == "rejected"
     if promoted:
         client.promote_upgrade(upgrade.id, [adapter])
-    return _report(found, decision, migration.state, promoted)
+    return _report(found, decision, migration.state, promoted) | {"risk": _risk(policy)}
+
+
+def policy_of(
+    migration: upgrade_pb2.Migration, margin: float | None = None, looks: int = 1
+) -> GatePolicy:
+    """Returns what a tenant's verdict is held to.
+
+    The service's margin and flip budget, where its decision on an entrusted set tells them. A
+    label-free decision tells bounds on changed answers, which may be wider: the usual ones stay,
+    unless those are even stricter.
+
+    Raises:
+        InvalidArgumentError: a margin or a number of looks out of bounds.
+    """
+    usual, decision = GatePolicy(), migration.decision
+    limits = {"margin": usual.margin, "negative_flip_budget": usual.negative_flip_budget}
+    if decision.verdict:
+        seen = {"margin": decision.margin, "negative_flip_budget": decision.negative_flip_budget}
+        entrusted = decision.evidence == "entrusted"
+        limits = {name: seen[name] if entrusted else min(limits[name], seen[name]) for name in seen}
+    if margin is not None:
+        limits["margin"] = margin
+    try:
+        return GatePolicy(attempts=looks, **limits)
+    except ValueError as error:
+        raise InvalidArgumentError(f"no such policy: {error}") from error
+
+
+def _risk(policy: GatePolicy) -> str:
+    return (
+        "a second look, beside the service's gate: of versions that are worse by the margin, this "
+        f"verdict promotes at most {policy.alpha:.1%}; each further verdict adds as much, unless "
+        "all were planned for (`--looks`)"
+    )
 
 
 def _migration(upgrade: upgrade_pb2.Upgrade, adapter: str) -> upgrade_pb2.Migration:

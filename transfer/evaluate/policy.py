@@ -8,7 +8,8 @@ class GatePolicy:
     """What a promotion takes.
 
     A shadow that is truly worse by the margin or more is promoted with probability at most
-    (1 - confidence) / 2 over all attempts of its migration: 2 % by default.
+    (1 - confidence) / 2 over all attempts of its migration: 2 % by default. A tenant's own verdict
+    (command.py) is another look, with a risk of its own on top of that.
     """
 
     margin: float = 0.05
