@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from lorebase.serving.errors import InvalidArgumentError
-from lorebase.transfer.kit import DOCUMENT, TransferKit
+from lorebase.transfer.kit import DOCUMENT, TransferKit, load_kit, save_kit
 from lorebase.transfer.kit.audit import closeness, contents, exposed, nearest, preference, spread
+from lorebase.transfer.kit.calibrate import LETS_ALL_PASS
 from lorebase.transfer.kit.canary import found_in_files, found_in_texts, make_canaries
 from lorebase.transfer.kit.kit import Consent
 from lorebase.transfer.kit.mask import mask
 from lorebase.transfer.kit.privacy_command import audit, read_inputs
-from lorebase.transfer.ports import Example
+from lorebase.transfer.kit.scrub import Scrubber, scrub_kit
+from lorebase.transfer.ports import Example, ModelSpec
+
+from .transfer_fakes import Script, done
 
 DATA = [Example(input=f"order {n} for customer {n * 7919}", target=f"ref {n}") for n in range(60)]
 
@@ -195,3 +199,20 @@ def test_an_audit_of_nothing_is_refused(tmp_path: Path) -> None:
     empty.write_text("\n")
     with pytest.raises(InvalidArgumentError, match="no inputs"):
         read_inputs(empty)
+
+
+def test_scrubbing_takes_consented_inputs_out_and_needs_no_discriminator(tmp_path: Path) -> None:
+    shared = kit(
+        schema_version=2,
+        discriminator=False,
+        real_inputs=tuple(item.input for item in DATA[5:9]),
+        consent=Consent(text="the owner, for upgrades", given_on="2026-11-22"),
+        **LETS_ALL_PASS,
+    )
+    save_kit(shared, None, tmp_path / "kit")
+    model = ModelSpec(base_id="old")
+    scrubber = Scrubber(generator=Script(lambda _, n: done("ref")), base=model, teacher=model)
+    scrubbed = scrub_kit(tmp_path / "kit", tmp_path / "new", scrubber, mode="mask")
+    assert load_kit(tmp_path / "new") == scrubbed
+    assert (scrubbed.real_inputs, scrubbed.consent, scrubbed.discriminator) == ((), None, False)
+    assert exposed(tmp_path / "new", DATA)["by_consent"] == 0

@@ -131,12 +131,13 @@ class _Carrier:
     checkpoint: Checkpoint
 
     def carry(self, judged: Judged) -> TransferKit:
+        limits = self._limits(judged)
+        if not self.kit.discriminator:
+            why = "there is no discriminator"
+            return self._kit(self.kit.format, limits, 0, {}, {"why": why})
         format = replace(self.kit.format, choices=fitting_choices(self.base.tokenizer, self.kit))
         accepted, rejected = _split(judged, self.kit)
         why = _nothing_to_learn(self.kit, judged, accepted, rejected)
-        limits = self._limits(judged)
-        if not self.kit.discriminator:
-            return self._kit(format, limits, 0, {}, {"why": why})
         if why:
             summary = self._train([(format.discriminator_prompt("-", ""), format.choices[1])], 1)
             return self._kit(format, limits, summary.steps, dict(LETS_ALL_PASS), {"why": why})
@@ -269,8 +270,6 @@ def _nothing_to_learn(
     kit: TransferKit, judged: Judged, accepted: Sequence[str], rejected: Sequence[str]
 ) -> str:
     """Returns why no discriminator can be learnt; empty if one can."""
-    if not kit.discriminator:
-        return "the kit has no discriminator"
     if not kit.discriminates:
         return f"the old discriminator can't discriminate (AUC {kit.discriminator_auc:.2f})"
     if not judged.scores:
