@@ -349,6 +349,22 @@ def test_kit_build_reaches_the_builder_which_refuses_bad_data(run: Run, tmp_path
     assert not (tmp_path / "kit").exists()
 
 
+def test_kit_build_takes_real_inputs_with_a_consent_only(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"input": "in {n}", "target": "{n}"}}\n' for n in range(4)))
+    order = (
+        *("kit", "build", "--data", str(data), "--base-dir", str(tmp_path), "--base", "old"),
+        *("--name", "tickets", "--out", str(tmp_path / "kit"), "--seeds-only"),
+    )
+    code, _, err = run(*order, "--with-inputs", "3")
+    assert code == 4
+    assert "no consent" in err
+    code, _, err = run(*order, "--consent", "A. Owner, for upgrades")
+    assert code == 4
+    assert "--with-inputs N" in err
+    assert not (tmp_path / "kit").exists()
+
+
 def test_serve_refuses_a_bad_configuration_before_it_starts_anything(
     run: Run, tmp_path: Path
 ) -> None:
