@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -248,7 +248,14 @@ class FakeModels:
 class World:
     """Everything around a controller; `reboot` is a kill -9 followed by a restart."""
 
-    def __init__(self, root: Path, adapters: Sequence[str], **settings: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        adapters: Sequence[str],
+        *,
+        bases: Mapping[str, Path] | None = None,
+        **settings: Any,
+    ) -> None:
         self.root = root
         self.catalog = Catalog.open(f"sqlite:///{root / 'catalog.db'}")
         self.store = ArtifactStore(root / "store")
@@ -266,8 +273,8 @@ class World:
         self.task: asyncio.Task[None] | None = None
         self.controller: UpgradeController | None = None
         self._seeds = itertools.count(1)
-        for base_id in ("old", "next"):
-            path = make_base(root / base_id)
+        bases = bases or {base_id: make_base(root / base_id) for base_id in ("old", "next")}
+        for base_id, path in bases.items():
             self.catalog.put_base(
                 Base(
                     id=base_id,
