@@ -141,8 +141,8 @@ async def test_an_engine_that_a_former_hop_had_to_keep_goes_when_nothing_holds_i
     make_world: MakeWorld,
 ) -> None:
     world = make_world("a/one")
-    await hop(world, "next", ["a/one"])
     world.add_adapter("a/legacy", kit=False)
+    await hop(world, "next", ["a/one"])
     await hop(world, "third", ["a/one"])
     await world.until(lambda: world.cluster.engines == {"old", "third"})
     assert set(world.catalog.serving_bases()) == {"old", "third"}, "a/legacy runs on it"
@@ -155,8 +155,11 @@ async def test_an_engine_is_not_retired_under_requests_that_wait_for_their_first
     make_world: MakeWorld,
 ) -> None:
     world = make_world("a/one")
+    upgrade = world.commands.start("next", [], "")
+    world.boot()
+    await world.completed()
     world.cluster.waiting_foreground = 1
-    await hop(world, "next")
+    world.commands.finish(upgrade.id)
     await world.until(lambda: world.catalog.serving_bases() == ("next",))
     await asyncio.sleep(0.5)
     assert world.cluster.retired == []
@@ -164,8 +167,9 @@ async def test_an_engine_is_not_retired_under_requests_that_wait_for_their_first
     await world.until(lambda: world.cluster.retired == ["old"])
 
 
+@pytest.mark.parametrize("crash", [False, True])
 async def test_a_new_upgrade_does_not_wait_for_an_engine_that_drains(
-    make_world: MakeWorld,
+    make_world: MakeWorld, crash: bool
 ) -> None:
     world = make_world("a/one")
     upgrade = world.commands.start("next", [], "")
@@ -178,6 +182,8 @@ async def test_a_new_upgrade_does_not_wait_for_an_engine_that_drains(
     await world.until(lambda: world.upgrade_state() == "migrating")
     assert world.cluster.retired == []
     world.cluster.running_foreground = 0
+    if crash:
+        await world.reboot()
     await world.completed()
     world.commands.finish("")
     await world.until(lambda: world.cluster.engines == {"third"})

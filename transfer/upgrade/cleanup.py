@@ -16,6 +16,8 @@ from .states import MigrationEvent, MigrationState, UpgradeState
 from .writes import apply_event
 
 DRAIN_POLL_S = 0.2
+FORMER_UPGRADES = 20
+"""Upgrades whose left-over engines a new controller looks for."""
 DRAIN_FAILURES = 3
 """Failed looks at an engine, one after the other, after which it counts as gone."""
 
@@ -35,7 +37,7 @@ class Cleaner:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._clean: tuple[str, str, int] | None = None
-        self._stopping: set[str] = set()
+        self._stopping: set[str] | None = None
 
     def forget(self) -> None:
         """An upgrade runs again: what is clean now need not stay so."""
@@ -70,10 +72,27 @@ class Cleaner:
 
         Those of former upgrades are among them: what held their engines then may be gone by now.
         """
+        if self._stopping is None:
+            self._stopping = self._left_behind()
         left = leftover(upgrade)
-        found = [*self._stopping, *([left] if left else []), *self._deps.catalog.serving_bases()]
+        found = [*([left] if left else []), *self._stopping, *self._deps.catalog.serving_bases()]
         current = self._deps.catalog.current_base()
         return [base_id for base_id in dict.fromkeys(found) if base_id != current]
+
+    def _left_behind(self) -> set[str]:
+        """Returns bases whose engine was to go and, as far as is known, never did.
+
+        A new upgrade came between, and then this process was another one.
+        """
+        found: set[str] = set()
+        gone: set[object] = set()
+        for upgrade in self._deps.catalog.list_upgrades(limit=FORMER_UPGRADES):
+            events = self._deps.events(upgrade.id)
+            gone |= {one.data.get("base") for one in events if one.kind == history.ENGINE_RETIRED}
+            left = leftover(upgrade)
+            if left is not None and left not in gone:
+                found.add(left)
+        return found
 
     async def _retire(self, upgrade: Upgrade, base_id: str) -> None:
         """Stops an engine unless routes lead to it; then it says which."""
@@ -86,11 +105,11 @@ class Cleaner:
             except FailedPreconditionError:
                 holders = adapters_on(deps.catalog, base_id)
         if holders:
-            self._stopping.discard(base_id)
             self._note_kept(upgrade, base_id, holders)
             return
         await deps.cluster.retire_engine(base_id)
-        self._stopping.discard(base_id)
+        if self._stopping is not None:
+            self._stopping.discard(base_id)
         if not self._told_retired(upgrade, base_id):
             deps.append(upgrade.id, None, history.ENGINE_RETIRED, base=base_id)
             _log.info("engine_retired", base=base_id)
@@ -113,6 +132,7 @@ class Cleaner:
         deps = self._deps
         if base_id in deps.catalog.serving_bases():
             deps.catalog.set_serving(base_id, False)
+        if self._stopping is not None:
             self._stopping.add(base_id)
         await deps.cluster.refresh_routes()
         revision = deps.catalog.route_revision()
