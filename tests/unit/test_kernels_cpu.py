@@ -259,6 +259,32 @@ def test_several_threads_give_the_same_bits_as_one() -> None:
     assert results[2].equal(results[0])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 5, 16, 19])
+def test_threads_share_a_tile_and_give_the_same_bits_as_one(
+    tokens: int, dtype: torch.dtype
+) -> None:
+    # Fewer tiles than threads, and enough work that they are woken up: 512 KiB of one adapter.
+    case = Case([(100, 0, 64), (7, 200, 1)], features=1031, slices=(1200, 777, 90), dtype=dtype)
+    slots = [0] * tokens + [-1, 1]
+    y, x = case.inputs(slots)
+    expected = lora_reference(y, x, slots, case.weights, case.slices)
+    case.plan.fill(slots)
+    assert case.plan.num_tiles <= 3
+    apply = cpu.CpuLinear(case.pool, case.layer, case.plan)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 4, 7):
+            torch.set_num_threads(count)
+            for _ in range(1 if count == 1 else 5):
+                results.append(y.clone())
+                apply(results[-1], x)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(results[0].double(), expected, atol=2 * TOLERANCE[dtype], rtol=1e-2)
+    assert all(one.equal(results[0]) for one in results)
+
+
 @pytest.mark.parametrize("wrong", ["dtype", "columns", "rows", "stride"])
 def test_foreign_tensors_are_refused_before_a_pointer_is_used(bind: Bind, wrong: str) -> None:
     case = Case([(8, 8, 8)])

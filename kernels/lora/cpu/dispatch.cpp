@@ -1,4 +1,6 @@
-// Chooses the instruction set at run time and spreads tiles over the threads that torch has.
+// Chooses the instruction set at run time and spreads tiles over the threads that torch has. Fewer
+// tiles than threads, as when one request decodes, are divided further: first rows of A, and when
+// all are done columns of B.
 //
 // Threads: this library links no OpenMP runtime. A second one in the process would bring a second
 // team of spinning threads that fights torch's for the cores. Instead it borrows the runtime that
@@ -6,6 +8,7 @@
 // point) into the global scope, and GOMP_parallel of that runtime runs our tiles on torch's own
 // team. Without one the calling thread does the work.
 #include <dlfcn.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #include "grouped.h"
@@ -48,6 +51,20 @@ struct Job {
   int64_t scratch;
   int32_t next;
   int32_t failed;
+
+  // Of divided tiles: h of all of them, and how much of the first phase there is and is done.
+  float* h;
+  int32_t threads, shrinks, shrunk;
+
+  LbTile tile(int32_t index, float* own) const {
+    const int32_t* of = step->tiles + 3 * static_cast<int64_t>(index);
+    return LbTile{layer, x, y, x_stride, y_stride, step->order + of[1],
+                  of[0], of[2], own, LB_WHOLE, 0, 0, 0};
+  }
+  int64_t rank(int32_t index, int slice) const {
+    const int32_t slot = step->tiles[3 * static_cast<int64_t>(index)];
+    return layer->ranks[static_cast<int64_t>(slot) * layer->slices + slice];
+  }
 };
 
 void work(void* argument) {
@@ -62,9 +79,66 @@ void work(void* argument) {
       __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
       return;
     }
-    const int32_t* tile = job.step->tiles + 3 * static_cast<int64_t>(index);
-    job.kernel(LbTile{job.layer, job.x, job.y, job.x_stride, job.y_stride,
-                      job.step->order + tile[1], tile[0], tile[2], h});
+    job.kernel(job.tile(index, h));
+  }
+}
+
+// Equal shares for all threads in whole vectors, but not so small that starting one costs more.
+int64_t share(int64_t size, int32_t threads, int64_t unit, int64_t least) {
+  const int64_t each = ((size + threads - 1) / threads + unit - 1) / unit * unit;
+  return each > least ? each : least;
+}
+
+int64_t share_of(const Job& job, int slice, int64_t rank, bool shrinks) {
+  if (shrinks) return share(rank, job.threads, 8, 8);
+  const int64_t columns = job.layer->slice_starts[slice + 1] - job.layer->slice_starts[slice];
+  return share(columns, job.threads, 64, 256);
+}
+
+// Finds the index-th part of a phase; runs it if asked to. Returns how many parts were passed.
+int32_t part(const Job& job, int32_t index, bool shrinks, bool runs) {
+  const int32_t tiles = job.step->counts[0];
+  int32_t passed = 0;
+  float* h = job.h;
+  for (int32_t t = 0; t < tiles; t++) {
+    LbTile tile = job.tile(t, nullptr);
+    for (int s = 0; s < job.layer->slices; s++) {
+      const int64_t rank = job.rank(t, s);
+      if (rank == 0) continue;
+      const int64_t columns = job.layer->slice_starts[s + 1] - job.layer->slice_starts[s];
+      const int64_t size = shrinks ? rank : columns, each = share_of(job, s, rank, shrinks);
+      const int32_t parts = static_cast<int32_t>((size + each - 1) / each);
+      if (runs && index < passed + parts) {
+        tile.h = h;
+        tile.part = shrinks ? LB_SHRINK : LB_EXPAND;
+        tile.slice = s;
+        tile.from = (index - passed) * each;
+        tile.to = tile.from + each < size ? tile.from + each : size;
+        job.kernel(tile);
+        return passed;
+      }
+      passed += parts;
+      h += rank * tile.length;
+    }
+  }
+  return passed;
+}
+
+void work_divided(void* argument) {
+  Job& job = *static_cast<Job*>(argument);
+  const int32_t all = job.shrinks + part(job, 0, false, false);
+  for (;;) {
+    const int32_t index = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+    if (index >= all) return;
+    if (index < job.shrinks) {
+      part(job, index, true, true);
+      __atomic_fetch_add(&job.shrunk, 1, __ATOMIC_RELEASE);
+      continue;
+    }
+    // Whoever took the last parts of A is at work on them now, so this ends.
+    for (int tries = 0; __atomic_load_n(&job.shrunk, __ATOMIC_ACQUIRE) < job.shrinks; tries++)
+      if (tries >= 1024) sched_yield();
+    part(job, index - job.shrinks, false, true);
   }
 }
 
@@ -108,23 +182,30 @@ extern "C" int lb_linear(const LbLayer* layer, const LbStep* step, const void* x
   if (kernel == nullptr) return -1;
   const int32_t tiles = step->counts[0];
   const int64_t columns = layer->slice_starts[layer->slices];
-  int64_t scratch = 0, macs = 0;
+  int64_t scratch = 0, total = 0, macs = 0;
   for (int32_t index = 0; index < tiles; index++) {
     const int32_t* tile = step->tiles + 3 * static_cast<int64_t>(index);
     for (int s = 0; s < layer->slices; s++) {
       const int64_t h = layer->ranks[static_cast<int64_t>(tile[0]) * layer->slices + s] *
                         static_cast<int64_t>(tile[2]);
       if (h > scratch) scratch = h;
+      total += h;
       macs += h * (layer->in_features + columns / layer->slices);
     }
   }
   if (scratch == 0) return 0;
   Job job{layer, step, static_cast<const char*>(x), static_cast<char*>(y), x_stride, y_stride,
-          kernel, scratch, 0, 0};
-  if (threads > tiles) threads = tiles;
-  if (threads > 1 && macs >= kSerialWork && gomp_parallel() != nullptr)
-    gomp_parallel()(work, &job, static_cast<unsigned>(threads), 0);
-  else
+          kernel, scratch, 0, 0, nullptr, threads, 0, 0};
+  if (threads <= 1 || macs < kSerialWork || gomp_parallel() == nullptr) {
     work(&job);
+  } else if (tiles >= threads) {
+    gomp_parallel()(work, &job, static_cast<unsigned>(threads), 0);
+  } else {
+    static thread_local Scratch shared;
+    job.h = shared.at_least(total);
+    if (job.h == nullptr) return -2;
+    job.shrinks = part(job, 0, true, false);
+    gomp_parallel()(work_divided, &job, static_cast<unsigned>(threads), 0);
+  }
   return job.failed ? -2 : 0;
 }

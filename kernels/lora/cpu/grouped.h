@@ -44,7 +44,10 @@ LB_API int lb_shares_threads(void);  // 1 if the process has an OpenMP runtime t
 
 }  // extern "C"
 
-// One tile, on one thread; a copy per instruction set. `h` holds max_rank floats per token.
+// What is done of a tile: all, or of one slice rows [from, to) of A or columns [from, to) of B.
+enum LbPart { LB_WHOLE = 0, LB_SHRINK = 1, LB_EXPAND = 2 };
+
+// One tile, on one thread; a copy per instruction set. `h` holds a slice's rank floats per token.
 struct LbTile {
   const LbLayer* layer;
   const char* x;
@@ -53,6 +56,8 @@ struct LbTile {
   const int32_t* rows;
   int32_t slot, length;
   float* h;
+  int32_t part, slice;
+  int64_t from, to;
 };
 using LbTileKernel = void (*)(const LbTile&);
 void lb_tile_portable(const LbTile&);

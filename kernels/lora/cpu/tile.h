@@ -9,8 +9,8 @@
 // T is the type of x and y, W that of A and B: T itself, or 16 bits where T is float, which halves
 // the bytes that decoding is bound by and changes no sum.
 //
-// A token's sums never depend on which tokens share its tile: a mixed batch gives bit for bit
-// what the same request gives alone.
+// A token's sums never depend on which tokens share its tile, nor on how rows of A and columns of
+// B are divided among threads: a mixed batch gives bit for bit what the same request gives alone.
 #include <string.h>
 
 #include "grouped.h"
@@ -69,12 +69,14 @@ inline void shrink_block(const T* const* x, const W* a, int64_t K, float* h, int
     for (int j = 0; j < RT; j++) h[i * ldh + j] = Isa::sum(sum[i][j]);
 }
 
+// Rows [from, to) of A.
 template <class T, class W, int MT>
-inline void shrink(const T* const* x, const W* a, int64_t K, int64_t rank, float* h) {
+inline void shrink(const T* const* x, const W* a, int64_t K, int64_t rank, int64_t from, int64_t to,
+                   float* h) {
   constexpr int RT = MT == 1 ? kLongRanks : kRanks;
-  int64_t j = 0;
-  for (; j + RT <= rank; j += RT) shrink_block<T, W, MT, RT>(x, a + j * K, K, h + j, rank);
-  for (; j < rank; j++) shrink_block<T, W, MT, 1>(x, a + j * K, K, h + j, rank);
+  int64_t j = from;
+  for (; j + RT <= to; j += RT) shrink_block<T, W, MT, RT>(x, a + j * K, K, h + j, rank);
+  for (; j < to; j++) shrink_block<T, W, MT, 1>(x, a + j * K, K, h + j, rank);
 }
 
 // Columns [0, NV vectors) of y; b is row-major with row stride ldb, W or packed floats.
@@ -101,14 +103,14 @@ inline void expand_block(T* const* y, const float* h, const W* b, int64_t ldb, i
 
 template <class T, class W, int MT>
 inline void expand_tail(T* const* y, const float* h, const W* b, int64_t N, int64_t rank,
-                        int64_t n) {
+                        int64_t n, int64_t to) {
   Isa::Vec sum[MT];
   for (int i = 0; i < MT; i++) sum[i] = Isa::zero();
   for (int64_t j = 0; j < rank; j++) {
-    const Isa::Vec bv = load_part(b + j * N + n, N - n);
+    const Isa::Vec bv = load_part(b + j * N + n, to - n);
     for (int i = 0; i < MT; i++) sum[i] = Isa::fma(Isa::set1(h[i * rank + j]), bv, sum[i]);
   }
-  for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], N - n);
+  for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], to - n);
 }
 
 // One token: rows of B one after the other, as they lie in memory, for as many columns as stay in
@@ -123,10 +125,11 @@ inline void stream_rows(const float* h, const W* b, int64_t ldb, int64_t columns
 }
 
 template <class T, class W>
-inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n) {
+inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n,
+                             int64_t to) {
   alignas(64) float sum[kStreamColumns];
-  while (n + Isa::kWidth <= N) {
-    int64_t columns = N - n < kStreamColumns ? N - n : kStreamColumns;
+  while (n + Isa::kWidth <= to) {
+    int64_t columns = to - n < kStreamColumns ? to - n : kStreamColumns;
     columns -= columns % Isa::kWidth;
     memset(sum, 0, columns * sizeof(float));
     int64_t j = 0;
@@ -140,27 +143,28 @@ inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_
   return n;
 }
 
+// Columns [n, to) of y.
 template <class T, class W, int MT>
-inline void expand(T* const* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n) {
-  if (MT == 1) n = expand_stream<T, W>(y[0], h, b, N, rank, n);
+inline void expand(T* const* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n,
+                   int64_t to) {
+  if (MT == 1) n = expand_stream<T, W>(y[0], h, b, N, rank, n, to);
   // Fewer tokens leave registers for more columns: longer runs of each row of B.
   constexpr int NV = MT == 2 ? 4 : 3;
-  for (; n + NV * Isa::kWidth <= N; n += NV * Isa::kWidth)
+  for (; n + NV * Isa::kWidth <= to; n += NV * Isa::kWidth)
     expand_block<T, W, MT, NV>(y, h, b + n, N, rank, n);
-  for (; n + Isa::kWidth <= N; n += Isa::kWidth)
+  for (; n + Isa::kWidth <= to; n += Isa::kWidth)
     expand_block<T, W, MT, 1>(y, h, b + n, N, rank, n);
-  if (n < N) expand_tail<T, W, MT>(y, h, b, N, rank, n);
+  if (n < to) expand_tail<T, W, MT>(y, h, b, N, rank, n, to);
 }
 
-// Columns [0, returned) for all tokens of a tile, each block of B copied once to where its rows
+// Columns [n, returned) for all tokens of a tile, each block of B copied once to where its rows
 // are neighbours: rows of the pool lie N apart, which for round N all fall into one cache set.
 template <class T, class W>
 inline int64_t expand_packed(T* const* y, const float* h, const W* b, int64_t N, int64_t rank,
-                             int length) {
+                             int length, int64_t n, int64_t to) {
   constexpr int kColumns = 3 * Isa::kWidth;
   alignas(64) float packed[kPackRank * kColumns];
-  int64_t n = 0;
-  for (; n + kColumns <= N; n += kColumns) {
+  for (; n + kColumns <= to; n += kColumns) {
     for (int64_t j = 0; j < rank; j++)
       for (int v = 0; v < 3; v++)
         Isa::store(packed + j * kColumns + v * Isa::kWidth,
@@ -183,29 +187,47 @@ inline void rows_of(const LbTile& tile, int first, const T** x, T** y, int64_t c
   }
 }
 
+// One slice of a tile.
+template <class W>
+struct Slice {
+  const W *a, *b;
+  int64_t K, N, rank, column;
+};
+
 template <class T, class W, int MT>
-inline void some_tokens(const LbTile& tile, int first, const W* a, const W* b, int64_t K,
-                        int64_t N, int64_t rank, int64_t column, int64_t done, bool shrinks) {
+inline void some_tokens(const LbTile& tile, int first, const Slice<W>& slice, int64_t from,
+                        int64_t to, bool shrinks) {
   const T* x[MT];
   T* y[MT];
-  rows_of<T, MT>(tile, first, x, y, column);
-  float* h = tile.h + first * rank;
-  if (shrinks) shrink<T, W, MT>(x, a, K, rank, h);
-  else expand<T, W, MT>(y, h, b, N, rank, done);
+  rows_of<T, MT>(tile, first, x, y, slice.column);
+  float* h = tile.h + first * slice.rank;
+  if (shrinks) shrink<T, W, MT>(x, slice.a, slice.K, slice.rank, from, to, h);
+  else expand<T, W, MT>(y, h, slice.b, slice.N, slice.rank, from, to);
 }
 
 template <class T, class W>
-inline void all_tokens(const LbTile& tile, const W* a, const W* b, int64_t K, int64_t N,
-                       int64_t rank, int64_t column, int64_t done, bool shrinks) {
+inline void all_tokens(const LbTile& tile, const Slice<W>& slice, int64_t from, int64_t to,
+                       bool shrinks) {
   int t = 0;
   for (; t + kTokens <= tile.length; t += kTokens)
-    some_tokens<T, W, kTokens>(tile, t, a, b, K, N, rank, column, done, shrinks);
+    some_tokens<T, W, kTokens>(tile, t, slice, from, to, shrinks);
   switch (tile.length - t) {
-    case 3: some_tokens<T, W, 3>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
-    case 2: some_tokens<T, W, 2>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
-    case 1: some_tokens<T, W, 1>(tile, t, a, b, K, N, rank, column, done, shrinks); break;
+    case 3: some_tokens<T, W, 3>(tile, t, slice, from, to, shrinks); break;
+    case 2: some_tokens<T, W, 2>(tile, t, slice, from, to, shrinks); break;
+    case 1: some_tokens<T, W, 1>(tile, t, slice, from, to, shrinks); break;
     default: break;
   }
+}
+
+template <class T, class W>
+inline void expand_all(const LbTile& tile, const Slice<W>& slice, int64_t from, int64_t to) {
+  if (tile.length >= kPackFrom && tile.length <= kMaxTile && slice.rank <= kPackRank) {
+    T* y[kMaxTile];
+    for (int t = 0; t < tile.length; t++)
+      y[t] = reinterpret_cast<T*>(tile.y) + tile.rows[t] * tile.y_stride + slice.column;
+    from = expand_packed(y, tile.h, slice.b, slice.N, slice.rank, tile.length, from, to);
+  }
+  all_tokens<T, W>(tile, slice, from, to, false);
 }
 
 template <class T, class W>
@@ -214,20 +236,15 @@ inline void tile_of(const LbTile& tile) {
   const W* pool = static_cast<const W*>(layer.pool);
   for (int s = 0; s < layer.slices; s++) {
     const int64_t entry = static_cast<int64_t>(tile.slot) * layer.slices + s;
-    const int64_t rank = layer.ranks[entry], K = layer.in_features;
-    if (rank == 0) continue;
-    const int64_t column = layer.slice_starts[s], N = layer.slice_starts[s + 1] - column;
-    const W* a = pool + layer.a_offsets[entry];
-    const W* b = pool + layer.b_offsets[entry];
-    all_tokens<T, W>(tile, a, b, K, N, rank, column, 0, true);
-    int64_t done = 0;
-    if (tile.length >= kPackFrom && rank <= kPackRank) {
-      T* y[kMaxTile];
-      for (int t = 0; t < tile.length && t < kMaxTile; t++)
-        y[t] = reinterpret_cast<T*>(tile.y) + tile.rows[t] * tile.y_stride + column;
-      if (tile.length <= kMaxTile) done = expand_packed(y, tile.h, b, N, rank, tile.length);
-    }
-    all_tokens<T, W>(tile, a, b, K, N, rank, column, done, false);
+    const int64_t rank = layer.ranks[entry], column = layer.slice_starts[s];
+    if (rank == 0 || (tile.part != LB_WHOLE && s != tile.slice)) continue;
+    const Slice<W> slice{pool + layer.a_offsets[entry], pool + layer.b_offsets[entry],
+                         layer.in_features, layer.slice_starts[s + 1] - column, rank, column};
+    const bool whole = tile.part == LB_WHOLE;
+    if (whole || tile.part == LB_SHRINK)
+      all_tokens<T, W>(tile, slice, whole ? 0 : tile.from, whole ? rank : tile.to, true);
+    if (whole || tile.part == LB_EXPAND)
+      expand_all<T, W>(tile, slice, whole ? 0 : tile.from, whole ? slice.N : tile.to);
   }
 }
 
