@@ -13,17 +13,16 @@ HUGE = 2 << 20
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
 
 
-def host_tensor(elements: int, dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
+def host_tensor(elements: int, dtype: torch.dtype) -> torch.Tensor:
     """Returns a flat tensor that starts on 64 bytes, or better; its contents are undefined.
 
     Args:
         elements: How many.
         dtype: Of which type.
-        pinned: Whether an accelerator will read it.
     """
     size = elements * dtype.itemsize
-    if pinned or size < HUGE or _ADVICE is None:
-        return torch.empty(elements, dtype=dtype, pin_memory=pinned)
+    if size < HUGE or _ADVICE is None:
+        return torch.empty(elements, dtype=dtype)
     try:
         # One large page more, to begin where a large page does; what isn't touched takes nothing.
         memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

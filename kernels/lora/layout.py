@@ -172,7 +172,6 @@ def pack(
     weights: Mapping[int, Sequence[SliceWeights]],
     *,
     dtype: torch.dtype,
-    pinned: bool = False,
 ) -> PackedAdapter:
     """Packs one adapter. Reads nothing but shapes of the layers, so any thread may.
 
@@ -181,7 +180,6 @@ def pack(
         weights: By layer index, one entry per slice. A slice whose B is all zero adapts nothing
             and is left out.
         dtype: The pool's, or 16 bits for a pool of float32.
-        pinned: Whether the memory is to be read by an accelerator.
 
     Raises:
         ValueError: Shapes don't fit their layers.
@@ -196,7 +194,7 @@ def pack(
             kept[index] = pairs
             blocks[index] = block_of(layers[index], ranks, _NARROWEST, elements)
             elements += blocks[index].elements
-    data = host_tensor(elements, dtype, pinned=pinned)
+    data = host_tensor(elements, dtype)
     for index, pairs in kept.items():
         write(data, layers[index], blocks[index], pairs)
     return PackedAdapter(data=data, blocks=blocks)

@@ -77,11 +77,6 @@ class StepPlan:
         return int(self._counts[0])
 
     @property
-    def num_adapted(self) -> int:
-        """Tokens of this step that have an adapter."""
-        return int(self._counts[1])
-
-    @property
     def num_groups(self) -> int:
         """Distinct adapters of this step."""
         return int(self._counts[2])

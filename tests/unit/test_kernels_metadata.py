@@ -29,7 +29,7 @@ def test_tiles_cover_each_adapted_token_once_and_nothing_else(
         assert [slots[row] for row in rows] == [slot] * length
         seen += rows
     assert sorted(seen) == [row for row, slot in enumerate(slots) if slot >= 0]
-    assert plan.num_adapted == len(seen)
+    assert plan.counts[1] == len(seen)
     assert plan.tokens == len(slots)
     assert plan.num_tiles <= plan.tiles_bound(len(slots)) <= plan.max_tiles
 
