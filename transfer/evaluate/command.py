@@ -114,7 +114,10 @@ def policy_of(
         InvalidArgumentError: a margin or a number of looks out of bounds.
     """
     usual, decision = GatePolicy(), migration.decision
-    limits = {"margin": usual.margin, "negative_flip_budget": usual.negative_flip_budget}
+    limits: dict[str, Any] = {
+        "margin": usual.margin,
+        "negative_flip_budget": usual.negative_flip_budget,
+    }
     if decision.verdict:
         seen = {"margin": decision.margin, "negative_flip_budget": decision.negative_flip_budget}
         entrusted = decision.evidence == "entrusted"

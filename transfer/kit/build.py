@@ -111,7 +111,7 @@ def build_kit(
     rng = random.Random(f"kit|{seed}")
     rng.shuffle(unique)
     seeds, rest = tuple(unique[: recipe.seeds]), unique[recipe.seeds :][: recipe.max_real]
-    limits = length_limits(
+    limits: dict[str, Any] = length_limits(
         unique,
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         headroom=recipe.length_headroom,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -16,7 +17,7 @@ QUANTILES = 21
 RANKS = (np.arange(QUANTILES) + 0.5) / QUANTILES
 """Middles of as many equal parts, so that each score stands for one of them."""
 
-LETS_ALL_PASS = {
+LETS_ALL_PASS: dict[str, Any] = {
     "threshold": 0.0,
     "discriminator_auc": 0.5,
     "real_pass_rate": 1.0,

@@ -75,7 +75,7 @@ def build_seeds_only(
     check_kit_place(out_dir)
     unique = unique_examples(examples, seeds=seeds, seeds_only=True)
     random.Random(f"kit|{seed}").shuffle(unique)
-    limits = length_limits(
+    limits: dict[str, Any] = length_limits(
         unique,
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         headroom=LENGTH_HEADROOM,
