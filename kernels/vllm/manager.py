@@ -1,4 +1,4 @@
-"""vLLM's adapter managers over the pool: bytes move before a step needs them, and only once.
+"""vLLM's worker manager over the pool: bytes move before a step needs them, and only once.
 
                       vLLM's own                              here
 a step, all in slots  copies its LRU once per adapter,        O(adapters in the batch)
@@ -12,143 +12,27 @@ what is kept          `max_cpu_loras` adapters                as many bytes as o
 
 import time
 from collections import deque
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from ..lora.layout import PackedAdapter
-from ..lora.pool import PoolFullError
 from ..lora.prefetch import Prefetcher
+from .coverage import not_covered
+from .model_manager import PooledModelManager
 from .options import KernelOptions, options_of
 from .plugin import warn_off
-from .reader import WEIGHTS, PlainReader, places_of
-from .registered import Registered, is_packed, pack_into, packed_of
-from .replaced import not_covered, our_classes
-from .wrapper import PooledPunicaWrapper
-
-
-class PooledModelManager(LRUCacheLoRAModelManager):
-    """Holds packed adapters within a byte budget and gives them slots of the pool."""
-
-    def __init__(self, *args: Any, options: KernelOptions, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        [wrapper] = self.punica_wrapper_mapping.values()
-        assert isinstance(wrapper, PooledPunicaWrapper)
-        self._weights = wrapper.weights
-        self._registered_adapters = Registered(
-            self.capacity, self.deactivate_adapter, budget_bytes=options.host_bytes
-        )
-        self._pooled = {n: m for n, m in self.modules.items() if hasattr(m, "slices")}
-        mapper = getattr(self.model, "hf_to_vllm_mapper", None)
-        self._reader = PlainReader(
-            layers=self._weights.pool.layers,
-            places=places_of(self._pooled, self.packed_modules),
-            dtype=self._weights.dtype,
-            keeps_16_bits=self._weights.keeps_16_bits,
-            name_mapper=None if mapper is None else mapper.get_rename_mapper(),
-        )
-        # The embedding, and layers that only vLLM's own classes cover.
-        self._stacked = {n: m for n, m in self.modules.items() if n not in self._pooled}
-
-    def prepare(self, adapter: LoRAModel) -> None:
-        """Merges and packs a parsed adapter. Touches nothing else, so any thread may.
-
-        Raises:
-            ValueError: A rank is larger than the engine's.
-        """
-        self._validate_moe_lora_format(adapter)
-        self._create_merged_loras_inplace(adapter)
-        weights = {}
-        for name, module in self._pooled.items():
-            found: Any = self._get_lora_layer_weights(adapter, name)
-            if found:
-                layer: Any = module
-                weights[layer.weights.index] = layer.slices(found.lora_a, found.lora_b)
-        self._accept(adapter, self._weights.pack(weights))
-        adapter.loras = {n: one for n, one in adapter.loras.items() if n in self._stacked}
-
-    def read(self, folder: Path, config: PEFTHelper, adapter_id: int) -> LoRAModel | None:
-        """Reads and packs a plain adapter; None: `prepare` what vLLM's loader makes of it.
-
-        Raises:
-            ValueError: A rank is larger than the engine's.
-        """
-        packed = self._reader.read(folder, config)
-        if packed is None:
-            return None
-        adapter = LoRAModel(adapter_id, config.r, {})
-        self._accept(adapter, packed)
-        return adapter
-
-    def _accept(self, adapter: LoRAModel, packed: PackedAdapter) -> None:
-        most = self.lora_config.max_lora_rank
-        if packed.max_rank > most:
-            raise ValueError(f"got an adapter of rank {packed.max_rank}; expected at most {most}")
-        pack_into(adapter, packed)
-
-    def is_registered(self, adapter_id: int) -> bool:
-        """Whether an adapter is in host memory."""
-        return adapter_id in self._registered_adapters
-
-    def _add_adapter(self, lora: LoRAModel) -> None:
-        if not is_packed(lora):
-            self.prepare(lora)
-        registered = self._registered_adapters
-        assert isinstance(registered, Registered)
-        for victim in registered.victims(packed_of(lora).nbytes, self._active_adapters):
-            self.remove_adapter(victim)
-        registered[lora.id] = lora
-
-    def activate_adapter(self, lora_id: int) -> bool:
-        """Gives a registered adapter a slot, if need be the least recently used one.
-
-        Raises:
-            PoolFullError: The pool's buffer can't hold it. It has no slot then.
-        """
-        active = self._active_adapters
-        if lora_id in active:
-            active.touch(lora_id)
-            return False
-        if len(active) >= self.lora_slots:
-            active.remove_oldest()
-        slot = self.lora_index_to_id.index(None)
-        adapter = self._registered_adapters[lora_id]
-        active[lora_id] = None
-        self.lora_index_to_id[slot] = lora_id
-        try:
-            self._weights.pool.assign(slot, packed_of(adapter))
-        except PoolFullError:
-            self.deactivate_adapter(lora_id)
-            raise
-        for name, module in self._stacked.items():
-            _write_stacked(module, slot, self._get_lora_layer_weights(adapter, name))
-        return True
-
-    def _deactivate_adapter(self, lora_id: int) -> None:
-        if lora_id not in self.lora_index_to_id:
-            return
-        slot = self.lora_index_to_id.index(lora_id)
-        super()._deactivate_adapter(lora_id)
-        self._weights.pool.unassign(slot)
-        for module in self._stacked.values():
-            module.reset_lora(slot)
-
-
-def _write_stacked(module: BaseLayerWithLoRA, slot: int, weights: Any) -> None:
-    if weights:
-        module.set_lora(slot, weights.lora_a, weights.lora_b)
-    else:
-        module.reset_lora(slot)
+from .reader import WEIGHTS
+from .registered import packed_of
+from .replaced import our_classes
 
 
 class PooledWorkerManager(LRUCacheWorkerLoRAManager):
@@ -157,7 +41,11 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
     def __init__(self, *args: Any, options: KernelOptions) -> None:
         super().__init__(*args)
         self._options = options
-        self._prefetcher: Prefetcher[int, LoRAModel] = Prefetcher(threads=options.prefetch_threads)
+        self._prefetcher: Prefetcher[int, LoRAModel] = Prefetcher(
+            threads=options.prefetch_threads,
+            most_bytes=options.prefetch_bytes,
+            size_of=lambda adapter: packed_of(adapter).nbytes,
+        )
         # (id, rank, seconds into host memory, seconds into a slot) of each adapter brought in:
         # for so long nothing else happened in the engine's loop.
         self.stalls: deque[tuple[int, int, float, float]] = deque(maxlen=4096)
@@ -197,6 +85,9 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
         Slots are for steps to give (`_apply_adapters`): an adapter that is only announced takes
         none away from those at work.
         """
+        return self._bring(lora_request, ())
+
+    def _bring(self, lora_request: LoRARequest, protected: Container[int]) -> bool:
         manager, identity = self._manager, lora_request.lora_int_id
         if manager.is_registered(identity) and not lora_request.load_inplace:
             manager._registered_adapters.touch(identity)
@@ -206,9 +97,7 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
             # First, so that one that can't be loaded makes nobody leave.
             adapter = self._prefetcher.take(identity, lambda: self._prepared(lora_request))
             manager.remove_adapter(identity)
-            if len(manager) + 1 > manager.capacity:
-                manager.remove_oldest_adapter()
-            added = manager.add_adapter(adapter)
+            added = manager.add_adapter(adapter, protected)
         loaded_s = time.perf_counter() - began
         self.stalls.append((identity, packed_of(adapter).max_rank, loaded_s, 0.0))
         return added
@@ -230,26 +119,23 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
         manager = self._manager
-        if len(lora_requests) > manager.lora_slots:
+        step = {request.lora_int_id: request for request in lora_requests}
+        if len(step) > manager.lora_slots:
             raise RuntimeError(
-                f"got {len(lora_requests)} adapters in a step; expected at most "
-                f"{manager.lora_slots}, one a slot"
+                f"got {len(step)} adapters in a step; expected at most {manager.lora_slots}, one a "
+                "slot"
             )
         registered, active = manager._registered_adapters, manager._active_adapters
-        missing = []
-        for request in lora_requests:
-            identity = request.lora_int_id
+        for identity in step:
+            registered.touch(identity)
+            active.touch(identity)
+        for identity, request in step.items():
             if identity in active and not request.load_inplace:
-                registered.touch(identity)
-                active.touch(identity)
-            else:
-                missing.append(request)
-        # Only after all that have slots were touched: the least recently used slot is free then.
-        for request in missing:
-            self.add_adapter(request)
-            began, identity = time.perf_counter(), request.lora_int_id
+                continue
+            self._bring(request, step)
+            began = time.perf_counter()
             with gpu_sync_allowed():
-                manager.activate_adapter(identity)
+                manager.activate_adapter(identity, step)
             rank = packed_of(registered[identity]).max_rank
             self.stalls.append((identity, rank, 0.0, time.perf_counter() - began))
 

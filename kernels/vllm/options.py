@@ -28,6 +28,9 @@ class KernelOptions:
     """`c++`, or `triton`: the GPU's kernels, interpreted with TRITON_INTERPRET=1; for tests."""
     prefetch_threads: int = 2
     """Threads that read and pack adapters ahead of their first step."""
+    prefetch_bytes: int = 1 << 30
+    """Most memory for adapters that were read ahead and that nobody has added yet, beside
+    `host_bytes`; those that waited longest are dropped, and read again when they are wanted."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that is out of range."""
@@ -40,8 +43,9 @@ class KernelOptions:
         for name, number in (("host_bytes", self.host_bytes), ("pool_bytes", self.pool_bytes)):
             if number is not None and number < 1:
                 raise ValueError(f"got {name}={number}; expected at least 1, or None")
-        if self.prefetch_threads < 1:
-            raise ValueError(f"got prefetch_threads={self.prefetch_threads}; expected at least 1")
+        for name in ("prefetch_threads", "prefetch_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got {name}={getattr(self, name)}; expected at least 1")
 
     def additional_config(self) -> dict[str, Any]:
         """What to pass to vLLM as `additional_config`, so that `options_of` finds these again."""

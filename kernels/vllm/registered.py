@@ -40,30 +40,36 @@ class Registered(AdapterLRUCache[LoRAModel]):
         self._bytes: dict[int, int] = {}
         self.used_bytes = 0
 
-    def victims(self, needed: int, active: Container[int]) -> list[int]:
-        """Returns which adapters must leave for one of `needed` bytes, oldest first.
+    def victims(
+        self, needed: int, *, active: Container[int], protected: Container[int] = ()
+    ) -> list[int]:
+        """Returns which adapters must leave for another one: in general those unused for longest.
 
         Args:
-            needed: bytes of a new adapter.
-            active: adapters that may not leave; nor may pinned ones.
+            needed: Bytes of the new adapter.
+            active: Adapters in slots, which go last: the next step may want them again.
+            protected: Adapters that may not leave, beside pinned ones.
 
         Raises:
-            HostFullError: Not even all others leaving would do.
+            HostFullError: Not even all that may leave would do.
         """
-        if self._budget_bytes is None:
+        places = len(self) + 1 - int(self.capacity)
+        excess = 0 if self._budget_bytes is None else self.used_bytes + needed - self._budget_bytes
+        if excess <= 0 and places <= 0:
             return []
-        excess, found = self.used_bytes + needed - self._budget_bytes, []
-        for identity in self.order:
-            if excess <= 0:
-                break
-            if identity not in active and identity not in self.pinned_items:
-                found.append(identity)
-                excess -= self._bytes[identity]
-        if excess > 0:
+        free = [one for one in self.order if one not in protected and one not in self.pinned_items]
+        found: list[int] = []
+        for identity in sorted(free, key=lambda one: one in active):  # stable
+            if excess <= 0 and len(found) >= places:
+                return found
+            found.append(identity)
+            excess -= self._bytes[identity]
+        if excess > 0 or len(found) < places:
             raise HostFullError(
-                f"an adapter of {needed} bytes does not fit into the {self._budget_bytes} bytes "
-                f"for adapters in host memory, {self.used_bytes} of which are in use; raise the "
-                "budget, or use a smaller rank"
+                f"an adapter of {needed} bytes does not fit beside those in use: of "
+                f"{self._budget_bytes} bytes for adapters in host memory {self.used_bytes} are "
+                f"taken, and {len(self)} of {int(self.capacity)} places; raise the budget, or use "
+                "a smaller rank"
             )
         return found
 

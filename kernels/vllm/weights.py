@@ -1,11 +1,12 @@
 """The weights of all LoRA layers of one model: layers bound to one pool and one step plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from ..lora.cpu import CpuLinear
+from ..lora.embedding import LoraEmbedding
 from ..lora.layout import PackedAdapter, pack
 from ..lora.metadata import StepPlan
 from ..lora.pool import AdapterPool, PoolLayer
@@ -16,25 +17,34 @@ from .options import KernelOptions
 class Linear(Protocol):
     """A layer bound to pool and plan."""
 
-    def __call__(self, y_TN: torch.Tensor, x_TK: torch.Tensor) -> None:
+    def __call__(self, y_TN: torch.Tensor, x_TK: torch.Tensor, /) -> None:
         """Adds each token's delta to y in place."""
         ...
+
+
+Bind = Callable[[AdapterPool, PoolLayer, StepPlan], Linear]
 
 
 class LayerWeights:
     """One layer's part of the pool."""
 
-    def __init__(self, pool: AdapterPool, layer: PoolLayer, plan: StepPlan, linear: Linear) -> None:
+    def __init__(self, pool: AdapterPool, layer: PoolLayer, plan: StepPlan, bind: Bind) -> None:
         self.index = layer.index
+        self.columns = sum(layer.slice_sizes)
         self.plan = plan
-        self._pool, self._layer, self._linear = pool, layer, linear
+        self._pool, self._layer, self._bind = pool, layer, bind
+        self._linear = bind(pool, layer, plan)
+
+    def over(self, plan: StepPlan) -> "LayerWeights":
+        """The same weights over the rows of another plan."""
+        return LayerWeights(self._pool, self._layer, plan, self._bind)
 
     def in_use(self) -> bool:
         """Whether any slot adapts this layer."""
         return self._pool.adapts(self._layer)
 
     def apply(self, y_TN: torch.Tensor, x_TK: torch.Tensor) -> None:
-        """Adds each token's delta to y in place."""
+        """Adds each token's delta to y in place; x are token ids [T] where y is an embedding."""
         self._linear(y_TN, x_TK)
 
 
@@ -67,15 +77,21 @@ class ModelWeights:
     ) -> LayerWeights:
         """Registers a layer."""
         layer = self.pool.add_layer(in_features, slice_sizes)
-        return LayerWeights(self.pool, layer, plan, self._linear(layer, plan))
+        return LayerWeights(self.pool, layer, plan, self._linear)
+
+    def add_embedding(self, vocab: int, features: int, plan: StepPlan) -> LayerWeights:
+        """Registers an embedding."""
+        layer = self.pool.add_layer(vocab, (features,))
+        return LayerWeights(self.pool, layer, plan, LoraEmbedding)
 
     def pack(self, weights: Mapping[int, Sequence[SliceWeights]]) -> PackedAdapter:
         """Packs an adapter, given by layer index. Any thread may."""
         return pack(self.pool.layers, weights, dtype=self.dtype)
 
-    def _linear(self, layer: PoolLayer, plan: StepPlan) -> Linear:
-        if self._interpreted:
-            from ..lora.op import LoraLinear
+    @property
+    def _linear(self) -> Bind:
+        if not self._interpreted:
+            return CpuLinear
+        from ..lora.op import LoraLinear
 
-            return LoraLinear(self.pool, layer, plan)
-        return CpuLinear(self.pool, layer, plan)
+        return LoraLinear

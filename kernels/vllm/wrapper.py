@@ -1,21 +1,32 @@
 """Our punica wrapper: plans each step once, in numpy, and hands layers their part of the pool."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.lora.layers import LoRAMapping
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
 from ..lora.cpu.linear import TILE_TOKENS
 from ..lora.metadata import StepPlan
+from .edges import Logits
 from .options import KernelOptions
 from .weights import LayerWeights, ModelWeights
 
 
-class PooledPunicaWrapper(PunicaWrapperCPU):
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def method(self: "PooledPunicaWrapper", *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"got a call of {name}; expected layers that lorebase's kernels replaced, or stacked "
+            "weights given to add_lora_linear. Set engine.lora_kernels to stock for this model"
+        )
+
+    return method
+
+
+class PooledPunicaWrapper(PunicaWrapperBase):
     """Plans steps for layers in the pool; serves stacked weights of other layers row-safely.
 
     vLLM's own wrapper indexes slot -1 for rows without adapter, and so gives them the last
@@ -40,23 +51,24 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
             options=options,
         )
         rows = max(max_num_batched_tokens, max_batches)
-        self._tokens, self._samples = (
+        self._tokens, self._samples, self._prompts = (
             StepPlan(max_tokens=rows, slots=config.max_loras, tile_tokens=TILE_TOKENS)
-            for _ in range(2)
+            for _ in range(3)
         )
+        self._token_slots: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
-    def add_layer(
-        self, in_features: int, slice_sizes: Sequence[int], *, sampled: bool = False
-    ) -> LayerWeights:
-        """Registers a layer in the pool.
+    def add_layer(self, in_features: int, slice_sizes: Sequence[int]) -> LayerWeights:
+        """Registers a linear layer in the pool: K, and the output features of each slice."""
+        return self.weights.add_layer(in_features, slice_sizes, self._tokens)
 
-        Args:
-            in_features: K.
-            slice_sizes: Output features of each slice.
-            sampled: Whether it runs over sampled rows (the logits) and not over all tokens.
-        """
-        plan = self._samples if sampled else self._tokens
-        return self.weights.add_layer(in_features, slice_sizes, plan)
+    def add_embedding(self, vocab: int, features: int) -> LayerWeights:
+        """Registers an embedding in the pool."""
+        return self.weights.add_embedding(vocab, features, self._tokens)
+
+    def add_logits(self, features: int, vocab: int) -> Logits:
+        """Registers lm_head in the pool; it runs over other rows than the step's tokens."""
+        samples = self.weights.add_layer(features, (vocab,), self._samples)
+        return Logits(samples, samples.over(self._prompts), lambda: self._token_slots)
 
     def update_metadata(
         self,
@@ -72,12 +84,10 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
         samples = _slots(mapping.prompt_mapping, slot_of)
         self._tokens.fill(tokens)
         self._samples.fill(samples)
-        # What inherited code and vLLM's embedding layer look up.
+        self._token_slots = tokens
+        # What inherited code looks up.
         self._token_lora_indices[: len(tokens)] = torch.from_numpy(tokens)
         self._sampler_indices[: len(samples)] = torch.from_numpy(samples)
-        self._embeddings_indices[: len(tokens)] = torch.from_numpy(
-            np.maximum(tokens, 0) * vocab_size
-        )
         self.indices_len[:] = (len(tokens), len(samples), len(samples), len(tokens))
         self.no_lora = self._tokens.num_groups == 0
         self.is_prefill = False
@@ -103,19 +113,15 @@ class PooledPunicaWrapper(PunicaWrapperCPU):
             )
             column += size
 
-    def add_lora_embedding(
-        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, *_: Any, **__: Any
-    ) -> None:
-        """Does y [T, N] += x [T, R] B^T, x being rows of the adapters' own embeddings."""
-        _add_stacked(y, x, None, lora_b_stacked[:, 0], self._tokens, 1.0)
-
-    def add_lora_logits(self, y: torch.Tensor, x: torch.Tensor, *_: Any, **__: Any) -> None:
-        """Is done by PooledLogitsProcessor itself.
-
-        Raises:
-            RuntimeError: Always: vLLM's own logits layer is not replaced as it should be.
-        """
-        raise RuntimeError("got vLLM's LogitsProcessorWithLoRA; expected PooledLogitsProcessor")
+    # Whatever would reach these serves stacks that nobody fills.
+    add_shrink = _refused("add_shrink")
+    add_expand = _refused("add_expand")
+    add_lora_embedding = _refused("add_lora_embedding")
+    add_lora_logits = _refused("add_lora_logits")
+    apply_lora_full_linear = _refused("apply_lora_full_linear")
+    add_lora_fused_moe = _refused("add_lora_fused_moe")
+    add_lora_w13 = _refused("add_lora_w13")
+    add_lora_w2 = _refused("add_lora_w2")
 
 
 def _slots(identities: Sequence[int], slot_of: dict[int, int]) -> npt.NDArray[np.int64]:
@@ -129,12 +135,12 @@ def _slots(identities: Sequence[int], slot_of: dict[int, int]) -> npt.NDArray[np
 def _add_stacked(
     y_TN: torch.Tensor,
     x_TK: torch.Tensor,
-    a_LRK: torch.Tensor | None,
+    a_LRK: torch.Tensor,
     b_LNR: torch.Tensor,
     plan: StepPlan,
     scale: float,
 ) -> None:
     for slot, rows in plan.groups():
         rows_G = torch.from_numpy(rows).long()
-        h_GR = x_TK[rows_G] if a_LRK is None else x_TK[rows_G] @ a_LRK[slot].t()
+        h_GR = x_TK[rows_G] @ a_LRK[slot].t()
         y_TN.index_add_(0, rows_G, (h_GR @ b_LNR[slot].t()).to(y_TN.dtype), alpha=scale)

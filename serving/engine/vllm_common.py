@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from lorebase.kernels.vllm import plugin
+from lorebase.kernels.vllm.coverage import model_not_covered
 from lorebase.kernels.vllm.options import KernelOptions
 
 from ..artifacts import base_shapes
@@ -38,15 +39,6 @@ _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetit
 def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
     """Translates settings to vLLM's arguments, for this machine's device."""
     cpu = current_platform.is_cpu()
-    dtype = engine_dtype(settings)
-    # vLLM calls plugins once a process: too early if a stock engine was here before.
-    ours = settings.lora_kernels == "lorebase" and plugin.register()
-    slots = adapter_slots(
-        settings,
-        base_shapes(Path(settings.model_path)),
-        ITEMSIZE[dtype],
-        free_slots=ours and cpu,
-    )
     optional: dict[str, Any] = {}
     if cpu or settings.kv_cache_bytes is not None:
         optional["kv_cache_memory_bytes"] = settings.kv_cache_bytes or _DEFAULT_CPU_KV_BYTES
@@ -56,10 +48,10 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         optional["scheduler_cls"] = vllm_scheduler.scheduler_path(
             vllm.__version__, asynchronous=not cpu
         )
-    return AsyncEngineArgs(
+    arguments = AsyncEngineArgs(
         model=settings.model_path,
         served_model_name=settings.base_id,
-        dtype=dtype,
+        dtype=engine_dtype(settings),
         seed=settings.seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -69,10 +61,6 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         enforce_eager=cpu,
         enable_lora=True,
-        max_loras=slots,
-        # The registry holds at most so many and so many bytes, so that vLLM never evicts one by
-        # itself and reads its files again in the middle of a step, where an error kills it.
-        max_cpu_loras=max(slots, settings.max_cpu_loras),
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
         additional_config=KernelOptions(
             kernels=settings.lora_kernels, host_bytes=settings.adapter_host_bytes
@@ -84,6 +72,28 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enable_log_requests=False,
         trust_remote_code=False,
         **optional,
+    )
+    arguments.max_loras = _slots(settings, arguments)
+    # The registry holds at most so many and so many bytes, so that vLLM never evicts one by
+    # itself and reads its files again in the middle of a step, where an error kills it.
+    arguments.max_cpu_loras = max(arguments.max_loras, settings.max_cpu_loras)
+    return arguments
+
+
+def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:
+    """Different adapters in a step: what fits into bytes, unless our kernels need none for slots.
+
+    Whether those will serve is asked of the model itself: vLLM's own pad every slot.
+    """
+    # vLLM calls plugins once a process: too early if a stock engine was here before.
+    ours = settings.lora_kernels == "lorebase" and plugin.register()
+    return adapter_slots(
+        settings,
+        base_shapes(Path(settings.model_path)),
+        ITEMSIZE[engine_dtype(settings)],
+        free_slots=ours
+        and current_platform.is_cpu()
+        and model_not_covered(arguments.create_model_config()) is None,
     )
 
 

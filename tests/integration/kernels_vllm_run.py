@@ -23,7 +23,7 @@ def main(plan_path: str, out_path: str) -> None:
     }
     llm = vllm.LLM(
         plan["base"],
-        dtype="float32",
+        dtype=plan["dtype"],
         max_model_len=256,
         max_num_batched_tokens=256,
         max_num_seqs=16,
@@ -79,7 +79,7 @@ def _facts(model: Any) -> dict[str, Any]:
     padded = sum(
         rank * (layer.in_features + size) * 4 for layer in pool.layers for size in layer.slice_sizes
     )
-    layer = next(module for module in manager.modules.values() if hasattr(module, "weights"))
+    layer = next(module for module in manager.modules.values() if hasattr(module, "n_slices"))
     return {
         "wrapper": type(wrapper).__name__,
         "layers": sorted({type(module).__name__ for module in manager.modules.values()}),

@@ -12,7 +12,9 @@ import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorebase.serving.artifacts import base_shapes
 from lorebase.serving.engine import Sampling, complete_many
+from lorebase.serving.engine.budget import slot_bytes
 from tests.integration.engine_world import (
     PROMPTS,
     World,
@@ -22,6 +24,7 @@ from tests.integration.engine_world import (
     running,
     settings,
     tokens_of,
+    until,
 )
 
 if TYPE_CHECKING:
@@ -176,6 +179,8 @@ async def test_what_the_kernels_do_not_cover_is_served_by_vllm_with_one_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    import vllm.envs
+    from vllm.config import CompilationMode
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
     from lorebase.kernels.vllm import plugin
@@ -189,14 +194,20 @@ async def test_what_the_kernels_do_not_cover_is_served_by_vllm_with_one_warning(
     for _ in range(2):
         manager = make_worker_manager(config, torch.device("cpu"), {})
         assert type(manager) is LRUCacheWorkerLoRAManager
+    config.lora_config = engine.vllm_config.lora_config
+    config.compilation_config = copy.copy(config.compilation_config)
+    config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
+    assert type(make_worker_manager(config, torch.device("cpu"), {})) is LRUCacheWorkerLoRAManager
+    monkeypatch.setitem(vars(vllm.envs), "VLLM_LORA_ENABLE_DUAL_STREAM", True)
+    assert type(make_worker_manager(config, torch.device("cpu"), {})) is LRUCacheWorkerLoRAManager
     monkeypatch.setattr(plugin, "SUPPORTED", "9.")
     monkeypatch.setenv(plugin.VARIABLE, "lorebase")
     assert not plugin.register()
     monkeypatch.setenv(plugin.VARIABLE, "fast")
     assert not plugin.register()
     said = [record.getMessage() for record in caplog.records if record.name == "vllm.lorebase"]
-    assert len(said) == 3
-    for words, message in zip(("fully sharded", "made for 9.x", "'fast'"), said, strict=True):
+    reasons = ("fully sharded", "compiled", "DUAL_STREAM is set", "made for 9.x", "'fast'")
+    for words, message in zip(reasons, said, strict=True):
         assert words in message
 
 
@@ -233,14 +244,15 @@ async def test_the_worker_itself_never_holds_more_bytes_than_its_budget(
         return made
 
     for identity, size in ((1, 40), (2, 30), (3, 30)):
-        assert registered.victims(size, ()) == []
+        assert registered.victims(size, active=()) == []
         registered[identity] = adapter(identity, size)
     registered.touch(1)
-    assert registered.victims(20, ()) == [2]
-    assert registered.victims(50, {2}) == [3, 1]
+    assert registered.victims(20, active=()) == [2]
+    assert registered.victims(50, active={2}) == [3, 1]
+    assert registered.victims(90, active={2}) == [3, 1, 2]
     registered.pin(3)
-    with pytest.raises(HostFullError, match="50 bytes does not fit into the 100 bytes"):
-        registered.victims(50, {1})
+    with pytest.raises(HostFullError, match="50 bytes does not fit"):
+        registered.victims(50, active=(), protected={1})
     registered.pop(2)
     assert registered.used_bytes == 70
 
@@ -259,3 +271,32 @@ async def test_stalls_tell_what_steps_waited_for(
     assert 0 < slot.slot_s < 1
     assert await engine.adapter_stalls() == []
     assert await engines["stock"].adapter_stalls() == []
+
+
+@pytest.mark.parametrize(("experts", "expected"), [(False, 8), (True, 3)])
+async def test_slots_of_a_model_that_vllms_own_kernels_serve_are_bounded_in_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch, experts: bool, expected: int
+) -> None:
+    # Ours read adapters where they are; vLLM's pad each slot to the largest rank.
+    from vllm.config import ModelConfig
+
+    from lorebase.kernels.vllm import plugin
+    from lorebase.serving.engine.vllm_common import engine_args
+
+    monkeypatch.setenv(plugin.VARIABLE, "lorebase")
+    monkeypatch.setattr(ModelConfig, "is_moe", experts)
+    budget = 3 * slot_bytes(base_shapes(world.base), 16, 4)
+    chosen = settings(world, max_loras=None, adapter_slot_bytes=budget)
+    assert engine_args(chosen).max_loras == expected
+
+
+async def test_a_hint_loads_an_adapter_that_nobody_asked_for_yet(
+    engines: "dict[str, VllmEngine]", world: World
+) -> None:
+    engine, version = engines["lorebase"], world.version(2, id="hinted")
+    for held in engine._adapters.loaded:
+        await engine.drop_adapter(held)  # nobody leaves for a hint
+    engine.prefetch_adapter(world.version(2, id="foreign", base_id="another"))
+    engine.prefetch_adapter(version)
+    await until(lambda: "hinted" in engine._adapters.loaded)
+    assert "foreign" not in engine._adapters.loaded

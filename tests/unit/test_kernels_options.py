@@ -33,6 +33,7 @@ def test_options_come_back_from_what_an_engine_is_given() -> None:
         ({"kernels_on_cpu": "rust"}, r"expected one of c\+\+, triton"),
         ({"host_bytes": 0}, "got host_bytes=0; expected at least 1, or None"),
         ({"prefetch_threads": 0}, "prefetch_threads=0"),
+        ({"prefetch_bytes": 0}, "prefetch_bytes=0"),
         ({"kernel": "lorebase"}, "kernel"),
     ],
 )

@@ -1,0 +1,35 @@
+"""What the kernels do not cover. Reads configurations alone, so that it can be asked beforehand."""
+
+from typing import Any
+
+from ..lora.pool import DTYPES
+
+
+def model_not_covered(model: Any) -> str | None:
+    """Why vLLM's own LoRA must serve a model, given its ModelConfig; None if ours can."""
+    if model.dtype not in DTYPES:
+        return f"adapters are {model.dtype}"
+    if model.is_moe:
+        return "the base is a mixture of experts"
+    if model.runner_type == "pooling" or model.is_multimodal_model:
+        return "the base is not a text generator alone"
+    return None
+
+
+def not_covered(vllm_config: Any) -> str | None:
+    """Why vLLM's own path must serve an engine, given its VllmConfig; None if ours can."""
+    import vllm.envs
+    from vllm.config import CompilationMode
+
+    lora = vllm_config.lora_config
+    assert lora is not None
+    if lora.fully_sharded_loras:
+        return "fully sharded LoRA splits A across devices, which the pool does not"
+    if lora.lora_dtype not in DTYPES:
+        return f"adapters are {lora.lora_dtype}"
+    if vllm.envs.VLLM_LORA_ENABLE_DUAL_STREAM:
+        # Its layers call the wrapper with their own stacks, past ours.
+        return "VLLM_LORA_ENABLE_DUAL_STREAM is set; unset it to have them"
+    if vllm_config.compilation_config.mode != CompilationMode.NONE:
+        return "the model is compiled, and on the CPU they need enforce_eager"
+    return model_not_covered(vllm_config.model_config)

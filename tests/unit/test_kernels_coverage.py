@@ -1,0 +1,33 @@
+"""Which models keep vLLM's own LoRA."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lorebase.kernels.vllm.coverage import model_not_covered
+
+COVERED = {
+    "dtype": torch.bfloat16,
+    "is_moe": False,
+    "runner_type": "generate",
+    "is_multimodal_model": False,
+}
+
+
+def test_a_text_generator_is_covered() -> None:
+    assert model_not_covered(SimpleNamespace(**COVERED)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": torch.float64}, "adapters are torch.float64"),
+        ({"is_moe": True}, "mixture of experts"),
+        ({"runner_type": "pooling"}, "not a text generator"),
+        ({"is_multimodal_model": True}, "not a text generator"),
+    ],
+)
+def test_other_models_are_not_and_it_says_why(change: dict[str, Any], words: str) -> None:
+    assert words in str(model_not_covered(SimpleNamespace(**{**COVERED, **change})))
