@@ -51,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[ServedCluster]:
         environment={"LOREBASE_SERVING__GATEWAYS": str(GATEWAYS), "LOREBASE_ENGINE__THREADS": "1"},
     )
     with served:
-        asyncio.run(served.wait_ready(180))
+        asyncio.run(served.wait_ready(300))
         yield served
 
 
