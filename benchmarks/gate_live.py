@@ -55,9 +55,7 @@ class LiveShape:
     seed: int = 0
 
 
-LIVE_FULL = LiveShape(
-    tasks=12, steps=(8, 15, 20, 28, 45, 70), training=250, held_out=200, hidden=240
-)
+LIVE_FULL = LiveShape(tasks=12, steps=(8, 15, 30, 70), training=250, held_out=200, hidden=240)
 LIVE_QUICK = LiveShape(tasks=1, steps=(5, 40), training=40, held_out=40, hidden=40)
 
 

@@ -26,11 +26,12 @@ def summarise(study: Study, live: Rows) -> SuiteResult:
         "false_promotion_rate_entrusted_max": _worst(study.rows, "entrusted"),
         "false_promotion_rate_label_free_max": _worst(study.rows, "label-free"),
         **{
-            f"false_promotion_rate_label_free_max_shift_{shift:g}": _worst(
-                study.rows, "label-free", shift
+            f"false_promotion_rate_label_free_max_shift_{shift:g}_bound_{bound:.3f}": _worst(
+                study.rows, "label-free", shift, bound
             )
             for shift in SHIFTS
             if shift != 1.0
+            for bound in (margin, margin / shift)
         },
         **_beside_figures(study.rows, margin),
         **_power_figures(study.rows),
@@ -45,12 +46,14 @@ def summarise(study: Study, live: Rows) -> SuiteResult:
     )
 
 
-def _worst(rows: Rows, kind: str, shift: float = 1.0) -> float:
+def _worst(rows: Rows, kind: str, shift: float = 1.0, bound: float | None = None) -> float:
     """Returns the highest rate over all sizes and populations: a guarantee, not an average."""
     return max(
         row["rate"]
         for row in rows
-        if row["what"] == "false promotions" and (row["evidence"], row["shift"]) == (kind, shift)
+        if row["what"] == "false promotions"
+        and (row["evidence"], row["shift"]) == (kind, shift)
+        and (bound is None or abs(row["bound"] - bound) < 1e-3)
     )
 
 

@@ -1,10 +1,13 @@
 """The gate before thousands of simulated adapters: false promotions and power as promised."""
 
+import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks.gate_live import LIVE_FULL
 from benchmarks.gate_result import summarise
 from benchmarks.gate_rivals import CELLS, Beside, check_beside, promoted_beside
 from benchmarks.gate_simulation import (
@@ -18,6 +21,7 @@ from benchmarks.gate_simulation import (
     worse_adapters,
 )
 from benchmarks.gate_study import StudyShape, spread, study
+from benchmarks.suites.gate import COMMITTED, kept_live
 from lorebase.transfer.evaluate import EvidenceKind, GatePolicy, promotion_power
 
 POLICY = GatePolicy()
@@ -156,7 +160,8 @@ def test_the_suite_names_its_figures_and_fails_on_nothing() -> None:
     assert summary["false_promotion_rate_entrusted_max"] <= at_most(LIMIT, 500)
     assert summary["safe_bound_losses_only_shift_1"] == 0.04
     assert summary["safe_bound_losses_only_shift_1.5"] == 0.04
-    assert summary["false_promotion_rate_label_free_max_shift_1.5"] > LIMIT
+    shifted = "false_promotion_rate_label_free_max_shift_1.5_bound"
+    assert summary[f"{shifted}_0.050"] > at_most(LIMIT, 500) >= summary[f"{shifted}_0.033"]
     assert summary["promotion_rate_where_bare_is_better_by_margin_max"] <= at_most(LIMIT, 500)
     assert (
         summary["power_entrusted_n205_flips_1pct_attempts_2"]
@@ -165,6 +170,20 @@ def test_the_suite_names_its_figures_and_fails_on_nothing() -> None:
     assert summary["live_false_promotions"] == 0
     assert (summary["live_good_promoted"], summary["live_good"]) == (1, 1)
     ElementTree.fromstring(result.figure_svg)
+
+
+def test_shadows_of_an_earlier_result_say_which_commit_trained_them(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    rows = [{"what": "live", "task": "a"}, {"what": "power"}, {"what": "live", "commit": "c0"}]
+    path.write_text(json.dumps({"environment": {"commit": "c1"}, "rows": rows}))
+    first, second = kept_live(path)
+    assert (first["task"], first["commit"], second["commit"]) == ("a", "c1", "c0")
+
+
+def test_the_committed_result_has_the_shadows_that_the_suite_trains() -> None:
+    live = kept_live(COMMITTED)
+    assert len(live) == LIVE_FULL.tasks * len(LIVE_FULL.steps)
+    assert {row["steps"] for row in live} == set(LIVE_FULL.steps)
 
 
 def test_live_tasks_are_spread_over_all_there_are() -> None:

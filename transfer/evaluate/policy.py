@@ -18,9 +18,9 @@ class GatePolicy:
     """Largest tolerated disagreement with the source where true answers are unknown. Accuracy
     can't fall by more than the share of answers that changed, so the margin itself is the only
     bound that holds whatever the changes are, provided that answers to real inputs change no more
-    often than to the synthetic ones seen here; where they change 1.5 times as often, it takes a
-    bound of about 0.8 times the margin. How far a wider one can be trusted is what
-    benchmarks/suites/gate.py measures."""
+    often than to the synthetic ones seen here. Where they change k times as often, only the margin
+    divided by k holds. How far a wider one can be trusted is what benchmarks/suites/gate.py
+    measures."""
     confidence: float = 0.96
     """Of the two-sided interval of the difference, all attempts of a migration together."""
     attempts: int = 1
