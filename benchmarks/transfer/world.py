@@ -131,7 +131,7 @@ TINY_TUNING: dict[str, dict[str, Any]] = {
     "lorebase": {"steps": 120, "batch_size": 16, "learning_rate": 5e-3},
     "lorebase-without-kit": {"steps": 120, "batch_size": 16, "learning_rate": 5e-3},
     "trans-lora": {"learning_rate": 5e-3},
-    "titok": {"learning_rate": 5e-3, "epochs": 8},
+    "titok": {"learning_rate": 2.5e-3, "epochs": 20},
 }
 """Bases of a million parameters learn with far larger steps than those of billions: with the
 papers' rates nothing would be learned at all. Chosen on the development tasks;
