@@ -20,7 +20,6 @@ def small_world() -> World:
         source_training=DistillRecipe(steps=40, batch_size=8, learning_rate=5e-3),
         tuning={
             "lorebase": {"steps": 40, "batch_size": 8, "learning_rate": 5e-3},
-            "trans-lora": {"steps": 2, "learning_rate": 5e-3},
             "titok": {"steps": 2, "learning_rate": 5e-3},
         },
     )

@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,7 +13,8 @@ from benchmarks.transfer import generation
 from benchmarks.transfer.arms import ARMS, CURVE, TABLE
 from benchmarks.transfer.cells import Cell, Shelf, cell_key
 from benchmarks.transfer.metered import MeteredGenerator, runs
-from benchmarks.transfer.moves import seeds_alone
+from benchmarks.transfer.moves import gather, seeds_alone
+from benchmarks.transfer.stage import Stage
 from benchmarks.transfer.studies import GRID, STUDIES, used_setting
 from benchmarks.transfer.work import orders_of
 from benchmarks.transfer.world import DEVELOPMENT, TransferTask, World, folder_world, tinyworld
@@ -228,6 +231,16 @@ def test_without_a_kit_no_length_is_known_but_the_seeds(tmp_path: Path) -> None:
     assert seeds_alone(other, Letters(), tmp_path / "b", 0) == known
     assert set(known.seeds) == set(seeds)
     assert (known.dataset_size, known.discriminates) == (5, False)
+
+
+def test_an_arm_trains_on_as_much_real_data_as_it_may() -> None:
+    real = tuple(Example(input=str(n), target="x") for n in range(30))
+    kit, task = SimpleNamespace(seeds=real[20:25]), SimpleNamespace(real=real)
+    stage = cast(Stage, SimpleNamespace(kit=kit, task=task))
+    assert gather(stage, ARMS["oracle"], 10).examples == list(real)
+    assert gather(stage, ARMS["seeds-only"], 10).examples == list(real[20:25])
+    assert gather(stage, ARMS["real"], 10).examples == [*real[20:25], *real[:5]]
+    assert len(gather(stage, ARMS["real"], 99).examples) == 30
 
 
 def test_only_a_whole_run_replaces_the_table() -> None:
