@@ -269,7 +269,7 @@ def test_a_grid_tells_each_recipes_best_setting_and_how_far_the_used_one_is_from
     ]
     summary = tuning_summary(rows, world)
     assert summary["titok_best"] == "titok-20-0.005"
-    assert summary["titok_used"] == "titok-8-0.005"
+    assert summary["titok_used"] == "titok-20-0.0025"
     assert summary["titok_used_below_best_points"] == 10.0
     assert summary["lorebase_used_below_best_points"] == 0.0
     assert summary["translora_settings"] == 9
