@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.transfer import batching, gated
+from benchmarks.transfer import batching, gated, statistics
 from benchmarks.transfer.arms import CURVE, TABLE
 from benchmarks.transfer.figures import curves_of, figure
 from benchmarks.transfer.gated import gate_record, gate_summary
@@ -31,6 +31,12 @@ from benchmarks.transfer.tuning import tuning_rows, tuning_summary
 from benchmarks.transfer.world import tinyworld
 
 N = 200
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of what these tests ask need no 10,000 resamples."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
 
 
 def row(arm: str, right: int, *, task: str = "a/x", seed: int = 0, samples: int = 250) -> Row:
