@@ -49,7 +49,7 @@ def artifact(world: World, stage: str, adapter: str | None = None) -> Any:
 async def test_more_is_written_until_enough_has_passed_the_filter(make_world: MakeWorld) -> None:
     world = make_world()
     world.add_adapter("a/skewed", entrusted=True)
-    world.models.pass_every = 10
+    world.models.pass_every = 4
     await upgraded(world)
     [migration] = world.migrations()
     assert (migration.state, migration.attempt) == ("promoted", 1)
@@ -59,6 +59,17 @@ async def test_more_is_written_until_enough_has_passed_the_filter(make_world: Ma
     assert len(filtered["kept"]) >= 150 > rounds[0]["passed"]
     assert len(filtered["scores"]) == len(set(filtered["inputs"])) == len(filtered["inputs"])
     assert len(artifact(world, "label")["training"]) == len(filtered["kept"])
+
+
+async def test_nothing_more_is_written_where_a_collapsed_filter_decides_anyway(
+    make_world: MakeWorld,
+) -> None:
+    once = UpgradeSection(samples=150, evaluation_samples=200, steps=3, max_attempts=1)
+    world = make_world("a/blind", choices=once)
+    world.models.pass_every = 50
+    await upgraded(world)
+    assert world.states() == {"a/blind": "rejected"}
+    assert len(artifact(world, "filter")["stats"]["rounds"]) == 1
 
 
 async def test_nothing_more_is_written_where_enough_has_passed(make_world: MakeWorld) -> None:
@@ -74,7 +85,7 @@ async def test_nothing_more_is_written_where_enough_has_passed(make_world: MakeW
 async def test_a_kill_between_two_rounds_repeats_the_filter_only(make_world: MakeWorld) -> None:
     world = make_world()
     world.add_adapter("a/skewed", entrusted=True)
-    world.models.pass_every = 10
+    world.models.pass_every = 4
     complete = world.models.complete
     stuck = asyncio.Event()
 

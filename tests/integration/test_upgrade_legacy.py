@@ -100,7 +100,7 @@ async def test_five_examples_are_enough_to_migrate(world: World) -> None:
     upgrade = world.commands.start("next", [], "")
     world.boot()
     try:
-        await world.until(lambda: world.upgrade_state() == "completed", 120.0)
+        await world.until(lambda: world.upgrade_state() == "completed", 170.0)
         [migration] = world.migrations()
         assert migration.path == "distill-no-kit"
         assert migration.decision is not None, migration.error

@@ -67,6 +67,7 @@ async def gather_inputs(
     written: SynthesisResult | None = None,
     known: Sequence[str] = (),
     max_rounds: int = MAX_ROUNDS,
+    until_collapse: bool = False,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> GatheredInputs:
     """Writes and filters until `wanted` inputs have passed.
@@ -86,6 +87,8 @@ async def gather_inputs(
         written: what the first round has written already; None lets it write.
         known: inputs that are there from elsewhere; none of them is written again.
         max_rounds: rounds at most, that one included.
+        until_collapse: whether a collapsed filter ends it: for callers to whom the little that
+            still passes is of no use.
         checkpoint: called between batches.
 
     Raises:
@@ -112,7 +115,8 @@ async def gather_inputs(
                 "passed": len(result.kept),
             }
         )
-        if made.stats.get("dry") or not made.inputs:
+        collapsed = until_collapse and result.stats["collapsed"]
+        if collapsed or made.stats.get("dry") or not made.inputs:
             break
         pass_rate = max(len(result.kept), 1) / len(inputs)
     return GatheredInputs(inputs=inputs, result=result, rounds=rounds)

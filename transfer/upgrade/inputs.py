@@ -75,6 +75,7 @@ async def run_filter(context: StageContext) -> StageResult:
         written=SynthesisResult(**context.artifact("synthesize")),
         known=_known(context, kit),
         max_rounds=context.settings.choices.gather_rounds,
+        until_collapse=not context.entrusted,
         checkpoint=context.checkpoint,
     )
     result = gathered.result
