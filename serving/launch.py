@@ -6,6 +6,8 @@ the first left it and serves the same adapters.
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,18 +164,38 @@ def _connect(settings: Settings) -> None:
     import ray
 
     common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
-    if cluster.address != "local":
-        ray.init(address=cluster.address, **common)
+    with _own_signals():
+        if cluster.address != "local":
+            ray.init(address=cluster.address, **common)
+            return
+        _init_local(
+            address="local",
+            include_dashboard=False,
+            num_cpus=cluster.num_cpus,
+            object_store_memory=cluster.object_store_bytes,
+            _temp_dir=str(ray_temp_dir(cluster.state_dir)),
+            log_to_driver=False,
+            **common,
+        )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Puts signal handlers back that Ray replaces.
+
+    Its own prints a trace and aborts the process three seconds later, in the middle of an orderly
+    stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
         return
-    _init_local(
-        address="local",
-        include_dashboard=False,
-        num_cpus=cluster.num_cpus,
-        object_store_memory=cluster.object_store_bytes,
-        _temp_dir=str(ray_temp_dir(cluster.state_dir)),
-        log_to_driver=False,
-        **common,
-    )
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _init_local(**options: Any) -> None:

@@ -1,5 +1,6 @@
 """Stopping an instance: everything of ours, nothing of others, and never half of it."""
 
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lorebase.serving import launch
 from lorebase.serving.config import Settings, settings_of
 from lorebase.serving.instance import lock
 from lorebase.serving.launch import Cluster
@@ -51,10 +53,13 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return FakeRay(monkeypatch)
 
 
-def cluster(tmp_path: Path, *, local: bool) -> Cluster:
+def a_config(tmp_path: Path) -> Settings:
     bases = [{"id": "a", "path": "a"}, {"id": "b", "path": "b"}]
-    settings: Settings = settings_of({"bases": bases}, folder=tmp_path)
-    return Cluster(settings=settings, lock=lock(tmp_path), local=local)
+    return settings_of({"bases": bases}, folder=tmp_path)
+
+
+def cluster(tmp_path: Path, *, local: bool) -> Cluster:
+    return Cluster(settings=a_config(tmp_path), lock=lock(tmp_path), local=local)
 
 
 def test_on_a_shared_ray_only_our_own_applications_go(tmp_path: Path, ray: FakeRay) -> None:
@@ -68,6 +73,23 @@ def test_on_a_ray_of_our_own_the_gateways_drain_before_all_else_goes(
 ) -> None:
     cluster(tmp_path, local=True).down()
     assert ray.log == ["gateway", "lorebase-route-hub", "serve", "ray"]
+
+
+def test_signals_mean_to_ray_what_they_meant_before(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setattr(sys.modules["ray"], "init", init, raising=False)
+    for name in launch.RAY_ENV:
+        monkeypatch.setenv(name, "")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        launch._connect(a_config(tmp_path))
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_trouble_with_one_application_leaves_neither_ray_nor_the_lock_behind(
