@@ -104,7 +104,7 @@ FIT = Resources(registers=64, spills=0, stack=0, shared=1024, narrow_loads=0)
 
 
 def _variant(arch: str = "sm_90") -> Variant:
-    return next(iter(variants(arch)))
+    return next(variant for variant in variants(arch) if variant.loads_wide)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,22 @@ def test_unfit_kernels_are_faults(arch: str, worse: dict[str, int]) -> None:
     assert len(aot.faults({_variant(arch): Resources(**{**values, **worse})})) == 1
 
 
+def test_every_dtype_and_odd_columns_are_compiled() -> None:
+    for arch in ARCHES:
+        found = {(v.kernel, v.dtype, dict(v.blocks).get("ALIGN_N")) for v in variants(arch)}
+        for dtype in ("bf16", "fp16", "fp32"):
+            assert {("shrink", dtype, None), ("expand", dtype, 16)} <= found
+        assert {("expand", "bf16", 1), ("expand", "fp32", 1), ("fused", "bf16", 1)} <= found
+
+
+def test_single_elements_may_be_loaded_where_columns_are_odd_only() -> None:
+    narrow = Resources(registers=64, spills=0, stack=0, shared=1024, narrow_loads=9)
+    odd = next(v for v in variants("sm_90") if dict(v.blocks).get("ALIGN_N") == 1)
+    even = next(v for v in variants("sm_90") if dict(v.blocks).get("ALIGN_N") == 16)
+    assert not aot.faults({odd: narrow})
+    assert len(aot.faults({even: narrow})) == 1
+
+
 def test_a_changed_kernel_differs_from_the_record_unless_the_compiler_changed() -> None:
     more = Resources(registers=65, spills=0, stack=0, shared=1024, narrow_loads=0)
     record, now = aot.as_record({_variant(): FIT}), aot.as_record({_variant(): more})
@@ -138,3 +154,17 @@ def test_a_changed_kernel_differs_from_the_record_unless_the_compiler_changed() 
 def test_a_written_record_reads_back() -> None:
     record = aot.as_record({_variant(): FIT, _variant("gfx942"): FIT})
     assert json.loads(aot.as_text(record)) == record
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_odd_columns_are_taken_fewer_at_a_time_and_all_of_them(arch: str) -> None:
+    for row in config.table(arch).rows:
+        even, odd = row.kernels, config.for_odd_columns(row.kernels)
+        if isinstance(even, config.Fused):
+            assert isinstance(odd, config.Fused)
+            assert odd.block_n == even.block_n // 2
+            assert odd.block_n * odd.steps_n == even.block_n * even.steps_n
+        else:
+            assert isinstance(odd, tuple)
+            assert odd[0] == even[0]
+            assert odd[1].block_n == even[1].block_n // 2 >= 16

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import Expand, Fused, Row, Shrink, table
+from .config import Expand, Fused, Row, Shrink, for_odd_columns, table
 
-TYPES = {2: "bf16", 4: "fp32"}  # fp16 compiles to the same but for one letter of an instruction
+TYPES = {2: ("bf16", "fp16"), 4: ("fp32",)}
+ALIGNMENTS = (16, 1)
+"""What divides every slice's columns: 16 in real models, 1 in any other."""
 _NARROW = re.compile(
     r"\bld\.global\.(?:\w+::?\w+\.)*(?:v\d\.)?[bus](?:8|16)\b"  # PTX
     r"|\bglobal_load_(?:[us]?byte|[us]?short|u8|i8|u16|i16)\w*"  # AMD
@@ -28,6 +30,11 @@ class Variant:
     stages: int
     blocks: tuple[tuple[str, int], ...]
     """Values of its constexpr parameters."""
+
+    @property
+    def loads_wide(self) -> bool:
+        """Whether its memory is aligned so that no thread need load less than 4 bytes."""
+        return dict(self.blocks).get("ALIGN_N", 16) > 1
 
     @property
     def key(self) -> str:
@@ -53,39 +60,43 @@ class Resources:
 
 
 def variants(arch: str, rows: Sequence[Row] | None = None) -> list[Variant]:
-    """Every kernel that the rows of an architecture's table launch, once."""
-    found: set[Variant] = set()
-    for row in table(arch).rows if rows is None else rows:
-        for kernel, config, blocks in launches(row):
-            found.add(
-                Variant(
-                    arch=arch,
-                    kernel=kernel,
-                    dtype=TYPES[row.itemsize],
-                    warps=config.warps,
-                    stages=config.stages,
-                    blocks=tuple(blocks.items()),
-                )
-            )
-    return sorted(found)
+    """Every kernel that the rows of an architecture's table launch, once.
 
-
-def launches(row: Row) -> list[tuple[str, Fused | Shrink | Expand, dict[str, int]]]:
-    """Name, configuration and constexpr parameters of each kernel that a row launches.
-
-    Columns are taken as multiples of 16, as in every real model.
+    Odd columns are compiled in one type of each size: all else is alike.
     """
-    if isinstance(row.kernels, Fused):
-        one = row.kernels
+    chosen = table(arch).rows if rows is None else rows
+    return sorted(
+        {
+            Variant(
+                arch=arch,
+                kernel=kernel,
+                dtype=dtype,
+                warps=config.warps,
+                stages=config.stages,
+                blocks=tuple(blocks.items()),
+            )
+            for row in chosen
+            for align_n in ALIGNMENTS
+            for dtype in TYPES[row.itemsize][: None if align_n > 1 else 1]
+            for kernel, config, blocks in launches(row, align_n)
+        }
+    )
+
+
+def launches(row: Row, align_n: int) -> list[tuple[str, Fused | Shrink | Expand, dict[str, int]]]:
+    """Name, configuration and constexpr parameters of each kernel that a row launches."""
+    kernels = row.kernels if align_n > 1 else for_odd_columns(row.kernels)
+    if isinstance(kernels, Fused):
+        one = kernels
         blocks = {"BLOCK_M": row.tile_tokens, "BLOCK_R": one.block_r, "BLOCK_K": one.block_k}
-        blocks |= {"BLOCK_N": one.block_n, "STEPS_N": one.steps_n, "ALIGN_N": 16}
+        blocks |= {"BLOCK_N": one.block_n, "STEPS_N": one.steps_n, "ALIGN_N": align_n}
         return [("fused", one, blocks)]
-    shrink, expand = row.kernels
+    shrink, expand = kernels
     first = {"BLOCK_M": row.tile_tokens, "BLOCK_R": shrink.block_r, "BLOCK_K": shrink.block_k}
     second = {"BLOCK_M": row.tile_tokens, "BLOCK_R": expand.block_r, "BLOCK_N": expand.block_n}
     return [
         ("shrink", shrink, {**first, "SPLIT_K": shrink.split_k}),
-        ("expand", expand, {**second, "SPLIT_K": shrink.split_k, "ALIGN_N": 16}),
+        ("expand", expand, {**second, "SPLIT_K": shrink.split_k, "ALIGN_N": align_n}),
     ]
 
 
@@ -111,11 +122,12 @@ def compile_variant(variant: Variant) -> Resources:
     constants = dict(variant.blocks)
     types = {name: _type_of(name, variant.dtype) for name in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
-    # What the JIT finds out at a launch with real models' sizes: pointers and strides align.
+    # What the JIT finds out at a launch: pointers and strides align, but y's where columns are odd.
+    unaligned = {"h_tokens"} if variant.loads_wide else {"h_tokens", "y_stride"}
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if name not in constants and name != "h_tokens"
+        if name not in constants and name not in unaligned
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     knobs.nvidia.dump_ptxas_log = True

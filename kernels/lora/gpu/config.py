@@ -7,7 +7,7 @@ them without a GPU and keeps what each takes in registers and shared memory.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,21 @@ class Fused:
     """A program owns block_n * steps_n columns."""
     warps: int
     stages: int
+
+
+Kernels = Fused | tuple[Shrink, Expand]
+
+
+def for_odd_columns(kernels: Kernels) -> Kernels:
+    """What serves where columns are no multiples of 16: half as many at a time.
+
+    Addresses of single elements take the registers that wide loads leave free; with as many
+    columns some kernels spill.
+    """
+    if isinstance(kernels, Fused):
+        return replace(kernels, block_n=max(16, kernels.block_n // 2), steps_n=2 * kernels.steps_n)
+    shrink, expand = kernels
+    return shrink, replace(expand, block_n=max(16, expand.block_n // 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

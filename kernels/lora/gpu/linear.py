@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .config import Expand, Fused, Shrink, arch_of, table
+from .config import Expand, Fused, Shrink, arch_of, for_odd_columns, table
 from .expand import lora_expand
 from .fused import lora_fused
 from .parts import INTERPRETED
@@ -149,7 +149,7 @@ def lookup(call: Call) -> Fused | tuple[Shrink, Expand]:
         tokens=len(call.x_TK),
         rank=call.max_rank,
     )
-    return row.kernels
+    return row.kernels if call.align_n > 1 else for_odd_columns(row.kernels)
 
 
 def _on(kernel: Any, grid: tuple[int, int, int]) -> Any:
