@@ -44,6 +44,8 @@ MIXED: list[Batch] = [
 FORCED: list[Batch] = [
     [[DATE + " 20490720\n", TRAINED[0]], [DATE + " 20490720\n", None], [PHONE, TRAINED[1]]],
     [[PHONE + " 8476 796 45\n", TRAINED[1]], [DATE, TRAINED[2]], [PHONE, None]],
+    # Of the embedding and lm_head: logits of prompts are other rows than those that are sampled.
+    [[DATE, EDGES], [PHONE + " 8476\n", None], [PHONE, EDGES], [DATE, TRAINED[0]]],
 ]
 ROUNDING = 2e-3
 """Of float32 log probabilities, through all layers."""
@@ -168,7 +170,7 @@ def test_teacher_forced_logits_in_a_mixed_batch_are_those_of_merged_weights(
     for batch, of_batch in zip(FORCED, run["scores"], strict=True):
         for (text, name), scores in zip(batch, of_batch, strict=True):
             model = _model(files, name)
-            if name is not None:
+            if name not in (None, EDGES):  # which can't be merged into the base's tied weights
                 model = model.merge_and_unload()
             ids = tokenizer(text, return_tensors="pt").input_ids
             expected, got = _logprobs(model, ids)[:-1], torch.tensor(scores)
@@ -199,15 +201,15 @@ def test_the_gpus_kernels_interpreted_give_the_same_tokens(
     run: dict[str, Any], files: dict[str, Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("triton")
-    batch, tokens = MIXED[0], 2
+    batches, tokens = MIXED[:2], 2  # the second one puts another rank into a slot of the first
     interpreted = _run(
         tmp_path,
         files,
         options={"kernels_on_cpu": "triton", "pool_bytes": 8 << 20},
-        batches=[batch],
+        batches=batches,
         forced=[],
         tokens=tokens,
     )
     assert interpreted["facts"]["kernel"] == "LoraLinear"
-    expected = [answer[:tokens] for answer in run["answers"][len(SOLO)]]
-    assert interpreted["answers"] == [expected]
+    expected = run["answers"][len(SOLO) : len(SOLO) + len(batches)]
+    assert interpreted["answers"] == [[one[:tokens] for one in batch] for batch in expected]
