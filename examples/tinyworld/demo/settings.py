@@ -12,6 +12,7 @@ WORLD = ROOT / "examples" / "tinyworld"
 CAST = (
     "acme/date-long-to-dot",
     "bank/billing-tickets",
+    "bbh/boolean-expressions",
     "bbh/hyperbaton",
     "depot/sku-flip",
     "helpdesk/ticket-queue",
@@ -22,8 +23,8 @@ CAST = (
     "telco/phone-flip",
     "villa/attic-cellar",
 )
-"""Plain, skewed and label-free tasks and a public benchmark: what two cores do in a quarter of an
-hour."""
+"""Plain, skewed and label-free tasks and two public benchmarks: what two cores do in a quarter of
+an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
