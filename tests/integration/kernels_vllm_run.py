@@ -23,7 +23,7 @@ def main(plan_path: str, out_path: str) -> None:
     }
     llm = vllm.LLM(
         plan["base"],
-        dtype="float32",
+        dtype=plan["dtype"],
         max_model_len=256,
         max_num_batched_tokens=256,
         max_num_seqs=16,

@@ -13,6 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lorebase.serving.engine.settings import read_cpu_flags, resolve_dtype
+
 # More threads only wait for each other on models of this size: minutes on a busy machine.
 torch.set_num_threads(1)
 
@@ -88,6 +90,7 @@ def _run(folder: Path, files: dict[str, Path], **changes: Any) -> dict[str, Any]
         "batches": SOLO + MIXED,
         "forced": FORCED,
         "options": {},
+        "dtype": "float32",
         **changes,
     }
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -195,6 +198,33 @@ def test_a_buffer_of_bounded_bytes_serves_the_same_as_adapters_in_place(
     copied = _run(tmp_path, files, options={"pool_bytes": budget}, forced=[])
     assert 0 < copied["facts"]["buffer_used_bytes"] <= budget
     assert copied["answers"] == run["answers"]
+
+
+@pytest.mark.skipif(
+    resolve_dtype("auto", device="cpu", cpu_flags=read_cpu_flags()) != "bfloat16"
+    and not os.environ.get("LOREBASE_TEST_BFLOAT16"),
+    reason="this CPU only emulates bfloat16: a minute; LOREBASE_TEST_BFLOAT16=1 runs it anyway",
+)
+def test_in_bfloat16_logits_are_those_of_merged_weights_alone_and_in_company(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    batch: Batch = [[DATE, TRAINED[0]], [DATE, None], [DATE, TRAINED[1]]]
+    run = _run(
+        tmp_path, files, dtype="bfloat16", batches=[], forced=[batch, *([one] for one in batch)]
+    )
+    mixed, alone = run["scores"][0], [of_batch[0] for of_batch in run["scores"][1:]]
+    assert mixed == alone
+    ids = AutoTokenizer.from_pretrained(files["base"])(DATE, return_tensors="pt").input_ids
+    for (_, name), scores in zip(batch, mixed, strict=True):
+        # How far PEFT in bfloat16 is from merged float32 says what rounding does to this model.
+        rounded = _logprobs(_model(files, name).bfloat16(), ids)[:-1].float().exp()
+        model = _model(files, name)
+        expected = _logprobs(model if name is None else model.merge_and_unload(), ids)[:-1].exp()
+        theirs = (rounded - expected).abs().amax(1)
+        ours = (torch.tensor(scores).exp() - expected).abs().amax(1)
+        assert ours.mean() < 2 * theirs.mean() < 0.05, name
+    # Far more lies between adapters.
+    assert (torch.tensor(mixed[0]).exp() - torch.tensor(mixed[2]).exp()).abs().max() > 0.3
 
 
 def test_the_gpus_kernels_interpreted_give_the_same_tokens(
