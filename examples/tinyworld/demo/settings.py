@@ -21,7 +21,6 @@ CAST = (
     "northwind/summer-bookings",
     "ops/fault-code",
     "telco/phone-flip",
-    "villa/attic-cellar",
 )
 """Plain, skewed and label-free tasks and two public benchmarks: what two cores do in a quarter of
 an hour."""
