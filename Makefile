@@ -22,8 +22,6 @@ DEPS_STAMP    := $(VENV)/.stamp-deps-$(call digest,cat $(LOCK) requirements/boot
 PROJECT_STAMP := $(VENV)/.stamp-project-$(call digest,{ sed '/^\# -- tools/q' pyproject.toml; \
   cat /dev/null $(wildcard setup.py) $(sort $(shell find kernels -name '*.cpp' -o -name '*.h')); })
 LINTED := serving transfer kernels tests benchmarks examples
-# A file's tests share a process; files are handed out in order.
-SPREAD := --dist loadgroup --no-loadscope-reorder
 STUBS  := pb2.py pb2.pyi pb2_grpc.py pb2_grpc.pyi
 
 # Tests and demo never reach for a model hub.
@@ -51,13 +49,13 @@ bench: setup ## Run one benchmark suite: make bench SUITE=swap [QUICK=1] [BENCH_
 ##@ Test
 
 .PHONY: test
-test: setup ## All tests, in two processes: the whole system in one, the rest beside it.
-	$(BIN)/python -m pytest -q -n 2 $(SPREAD) --session-timeout=3600 $(PYTEST_ARGS) \
-	  tests/e2e tests/guards tests/unit tests/integration
+test: setup ## All tests, cheap ones first.
+	$(BIN)/python -m pytest -q --session-timeout=3600 $(PYTEST_ARGS) \
+	  tests/guards tests/unit tests/integration tests/e2e
 
 .PHONY: unit
 unit: setup ## Guards and unit tests: no Ray, no vLLM, no network, under 30 s.
-	$(BIN)/python -m pytest -q -n auto $(SPREAD) $(PYTEST_ARGS) tests/guards tests/unit
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS) tests/guards tests/unit
 
 .PHONY: integration
 integration: setup ## Tests with one real part each.

@@ -1,4 +1,4 @@
-"""Marks tests by folder, gives each kind its time limit, and says what may run side by side."""
+"""Marks tests by folder and gives each kind its time limit."""
 
 import os
 from pathlib import Path
@@ -25,17 +25,12 @@ settings.register_profile("explore", settings.get_profile("repeatable"), derando
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.relative_to(_ROOT)
-        folder = path.parts[0]
+        folder = item.path.relative_to(_ROOT).parts[0]
         if folder not in _KINDS:
             raise pytest.UsageError(f"{item.path}: tests live in tests/{{{','.join(_KINDS)}}}/")
         marker, seconds = _KINDS[folder]
         item.add_marker(getattr(pytest.mark, marker))
-        # With `--dist loadgroup` a file's tests share a process, because many share an engine;
-        # the whole system is never started twice at a time.
-        item.add_marker(pytest.mark.xdist_group("e2e" if folder == "e2e" else str(path)))
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(seconds))
