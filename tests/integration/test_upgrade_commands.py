@@ -1,7 +1,5 @@
 """Operators' commands where something stands in their way: nothing is left half done."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,24 +11,8 @@ from lorebase.transfer.upgrade.plan import adapters_on
 from lorebase.transfer.upgrade.states import UpgradeEvent
 from lorebase.transfer.upgrade.writes import move_upgrade
 
+from .conftest import MakeWorld
 from .upgrade_world import World
-
-MakeWorld = Callable[..., World]
-
-
-@pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
-    made: list[World] = []
-
-    def make(*adapters: str, **settings: object) -> World:
-        made.append(World(tmp_path, adapters, **settings))
-        return made[0]
-
-    yield make
-    for world in made:
-        if world.task is not None:
-            await world.kill()
-        world.catalog.close()
 
 
 async def upgraded(make_world: MakeWorld, *adapters: str) -> World:

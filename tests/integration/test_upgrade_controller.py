@@ -3,8 +3,6 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,24 +12,8 @@ from lorebase.serving.errors import FailedPreconditionError, UnavailableError
 from lorebase.transfer.governor import Governor
 from lorebase.transfer.upgrade.history import STAGE_FAILED, STAGE_PROGRESS
 
+from .conftest import MakeWorld
 from .upgrade_world import World
-
-MakeWorld = Callable[..., World]
-
-
-@pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
-    made: list[World] = []
-
-    def make(*adapters: str, **settings: object) -> World:
-        made.append(World(tmp_path, adapters, **settings))
-        return made[0]
-
-    yield make
-    for world in made:
-        if world.task is not None:
-            await world.kill()
-        world.catalog.close()
 
 
 def finished_stages(world: World) -> Counter[tuple[str, str, int]]:

@@ -1,7 +1,7 @@
 """An adapter moves from base to base to base, with the kit that it came with."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,17 +10,16 @@ from lorebase.serving.artifacts import base_revision
 from lorebase.serving.catalog.records import NEXT_KIT, Base
 from lorebase.transfer.kit import load_kit
 
+from .conftest import MakeWorld
 from .upgrade_world import World, make_base
-
-MakeWorld = Callable[..., World]
 
 
 @pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
-    made: list[World] = []
+def make_world(make_world: MakeWorld, tmp_path: Path) -> MakeWorld:
+    """Worlds with a third base."""
 
     def make(*adapters: str, **settings: object) -> World:
-        world = World(tmp_path, adapters, **settings)
+        world = make_world(*adapters, **settings)
         path = make_base(tmp_path / "third")
         world.catalog.put_base(
             Base(
@@ -32,13 +31,9 @@ async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
                 created_at=0.0,
             )
         )
-        made.append(world)
         return world
 
-    yield make
-    for world in made:
-        await world.kill()
-        world.catalog.close()
+    return make
 
 
 async def hop(world: World, to_base: str, adapters: Sequence[str] = ()) -> None:

@@ -1,11 +1,7 @@
 """What an attempt trains on: enough of it, by the right recipe, with what a tenant allows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from lorebase.serving.catalog.records import NEXT_KIT
 from lorebase.serving.config_sections import UpgradeSection
@@ -14,25 +10,10 @@ from lorebase.transfer.kit.calibrate import LETS_ALL_PASS
 from lorebase.transfer.kit.kit import Consent
 from lorebase.transfer.upgrade.history import STAGE_FINISHED
 
+from .conftest import MakeWorld
 from .upgrade_world import World, answer
 
-MakeWorld = Callable[..., World]
 CONSENT = Consent(text="A. Owner, for upgrades", given_on="2026-11-22")
-
-
-@pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
-    made: list[World] = []
-
-    def make(*adapters: str, **settings: object) -> World:
-        made.append(World(tmp_path, adapters, **settings))
-        return made[0]
-
-    yield make
-    for world in made:
-        if world.task is not None:
-            await world.kill()
-        world.catalog.close()
 
 
 async def upgraded(world: World) -> None:
