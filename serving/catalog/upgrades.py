@@ -18,7 +18,7 @@ from ..errors import (
     NotFoundError,
 )
 from . import bases, events, routes
-from .models import adapter_versions, migrations, upgrades
+from .models import adapter_versions, catalog_state, migrations, upgrades
 from .records import ENDED_UPGRADE_STATES, Migration, NewEvent, Upgrade
 
 _FIELDS = tuple(upgrades.c[name] for name in Upgrade.__dataclass_fields__)
@@ -36,6 +36,9 @@ def create(
         NotFoundError: unknown base.
         InvalidArgumentError: a migration of another upgrade, or two of one adapter.
     """
+    # Creators queue here (on SQLite they do anyway): without it one could lose against a row of
+    # another again and again, each gone by the time it looks again.
+    connection.execute(select(catalog_state.c.id).with_for_update())
     if upgrade.request_id is not None:
         statement = select(*_FIELDS).where(upgrades.c.request_id == upgrade.request_id)
         row = connection.execute(statement).mappings().first()

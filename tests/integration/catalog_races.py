@@ -98,18 +98,20 @@ class RacesContract:
         with ProcessPoolExecutor(PROCESSES, mp_context=spawn) as pool:
             yield pool
 
-    def _open(self, url: str) -> Catalog:
+    @pytest.fixture
+    def catalog(self, url: str) -> Iterator[Catalog]:
         catalog = Catalog.open(url)
         two_bases(catalog)
-        return catalog
+        yield catalog
+        catalog.close()
 
-    def test_no_update_is_lost_between_processes(self, url: str, pool: ProcessPoolExecutor) -> None:
-        catalog = self._open(url)
+    def test_no_update_is_lost_between_processes(
+        self, catalog: Catalog, url: str, pool: ProcessPoolExecutor
+    ) -> None:
         catalog.create_upgrade(upgrade(), [migration("acme/a")])
         _race(pool, save_by_cas, url)
         (record,) = catalog.migrations_of("up-1")
         notes = [event.data for event in catalog.events("up-1") if event.kind == "note"]
-        catalog.close()
         total = PROCESSES * ROUNDS
         assert record.decision == {"n": total}
         assert record.record_version == total + 1
@@ -117,13 +119,11 @@ class RacesContract:
         assert Counter(note["worker"] for note in notes) == dict.fromkeys(range(PROCESSES), ROUNDS)
 
     def test_each_name_is_created_by_exactly_one_process(
-        self, url: str, pool: ProcessPoolExecutor
+        self, catalog: Catalog, url: str, pool: ProcessPoolExecutor
     ) -> None:
-        catalog = self._open(url)
         created = _race(pool, create_adapters, url)
         table = catalog.route_table(str)
         changes = catalog.route_changes()
-        catalog.close()
         winners = {name: worker for worker, names in enumerate(created) for name in names}
         assert sum(len(names) for names in created) == len(winners) == ROUNDS
         for name, worker in winners.items():
@@ -133,19 +133,16 @@ class RacesContract:
         assert table.revision == max(revisions)
 
     def test_two_upgrades_are_never_active_at_once(
-        self, url: str, pool: ProcessPoolExecutor
+        self, catalog: Catalog, url: str, pool: ProcessPoolExecutor
     ) -> None:
-        catalog = self._open(url)
         started = _race(pool, start_upgrades, url)
         stored = catalog.list_upgrades()
-        catalog.close()
         assert sum(started) == len(stored) > 0
         assert {one.state for one in stored} == {"finished"}
 
     def test_counters_add_up_over_processes_and_threads(
-        self, url: str, pool: ProcessPoolExecutor
+        self, catalog: Catalog, url: str, pool: ProcessPoolExecutor
     ) -> None:
-        catalog = self._open(url)
         catalog.create_upgrade(upgrade(), [])
         before = catalog.route_revision()
         with ThreadPoolExecutor(2) as threads:
@@ -156,6 +153,5 @@ class RacesContract:
         writers = PROCESSES + 2
         busy = catalog.get_upgrade("up-1").background_busy_s
         after = catalog.route_revision()
-        catalog.close()
         assert busy == 0.5 * ROUNDS * writers
         assert after == before + ROUNDS * writers
