@@ -23,7 +23,7 @@ STAGES = 1
 """Of source adapters and kits; all cells made with them start anew, too."""
 CELLS = 2
 """Of all cells."""
-ARMS: dict[str, int] = {}
+ARMS: dict[str, int] = {"hop2": 1}
 """Of single arms' cells; 0 where an arm is missing."""
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -43,6 +43,10 @@ SPARE_TOKENS = 8
 class CarryRecipe:
     """How the next discriminator is trained; the same figures as a new kit's."""
 
+    most_of_a_kind: int = 200
+    """Judged inputs of each kind, accepted and rejected, that are learnt from or held out, chosen
+    at random. A skewed task has a thousand rejected ones, and learning them all took more than
+    twice as long as training the shadow."""
     held_out_share: float = 0.25
     """Of the judged inputs, kept from training to set the threshold."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16.0))
@@ -141,9 +145,10 @@ class _Carrier:
         if why:
             summary = self._train([(format.discriminator_prompt("-", ""), format.choices[1])], 1)
             return self._kit(format, limits, summary.steps, dict(LETS_ALL_PASS), {"why": why})
-        real = split_held_out(accepted, self.recipe.held_out_share)
-        fake = split_held_out(rejected, self.recipe.held_out_share)
         rng = random.Random(f"carry|{self.seed}")
+        most, held_out = self.recipe.most_of_a_kind, self.recipe.held_out_share
+        real = split_held_out(_sample(accepted, most, rng), held_out)
+        fake = split_held_out(_sample(rejected, most, rng), held_out)
         # The seeds are the only real inputs left: they are learnt from, not judged by.
         known = [*(item.input for item in self.kit.seeds), *real[0]]
         pairs = discriminator_pairs(known, fake[0], format, self.kit.dataset_name, rng)
@@ -264,6 +269,10 @@ def _split(judged: Judged, kit: TransferKit) -> tuple[list[str], list[str]]:
     pairs = list(zip(judged.inputs, judged.scores, strict=False))
     accepted = [text for text, score in pairs if score > kit.threshold]
     return accepted, [text for text, score in pairs if score <= kit.threshold]
+
+
+def _sample(texts: Sequence[str], most: int, rng: random.Random) -> list[str]:
+    return rng.sample(texts, most) if len(texts) > most else list(texts)
 
 
 def _nothing_to_learn(
