@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gate_study import spread
-from examples.tinyworld.adapters import ADAPTERS_DIR
-from examples.tinyworld.bases import base_dir
+from benchmarks.gate_shapes import LiveShape, spread
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.transfer.distill import DistillRecipe, LoraSettings
 from lorebase.transfer.distill.distill import load_base, training_pairs
@@ -37,26 +36,6 @@ from lorebase.transfer.synthesis import (
 from lorebase.transfer.upgrade.lora_shape import lora_shape
 
 OLD, NEXT = "old", "next"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveShape:
-    """How much is trained."""
-
-    tasks: int
-    steps: tuple[int, ...]
-    """One shadow for each: training steps."""
-    training: int
-    """Synthetic inputs to train on."""
-    held_out: int
-    """Synthetic inputs for the label-free evidence."""
-    hidden: int
-    """Hidden test inputs for the truth."""
-    seed: int = 0
-
-
-LIVE_FULL = LiveShape(tasks=12, steps=(8, 15, 30, 70), training=250, held_out=200, hidden=240)
-LIVE_QUICK = LiveShape(tasks=1, steps=(5, 40), training=40, held_out=40, hidden=40)
 
 
 def live_rows(shape: LiveShape, work_dir: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:

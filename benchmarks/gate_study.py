@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from .gate_simulation import (
     promoted,
     worse_adapters,
 )
-
-Item = TypeVar("Item")
 
 LIMIT = 0.02
 """Share of adapters worse than the margin that may be promoted."""
@@ -261,11 +258,3 @@ def _bounds(found: Study, shape: StudyShape, policy: GatePolicy) -> None:
                     "false_promotions": [round(rate, 5) for rate in rates],
                 }
             )
-
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Returns about `count` items evenly over their order, first and last among them."""
-    last, count = len(items) - 1, min(count, len(items))
-    if count < 2:
-        return list(items[:count])
-    return [items[round(place * last / (count - 1))] for place in range(count)]

@@ -22,8 +22,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate_live import LIVE_FULL, LIVE_QUICK, live_rows
+from benchmarks.gate_live import live_rows
 from benchmarks.gate_result import summarise
+from benchmarks.gate_shapes import LIVE_FULL, LIVE_QUICK
 from benchmarks.gate_study import STUDY_FULL, STUDY_QUICK, study
 from benchmarks.suite import SuiteContext, SuiteResult
 

@@ -37,7 +37,7 @@ from benchmarks.transfer.studies import GRID, GRID_SAMPLES, GRID_SEEDS, GRID_TAS
 from benchmarks.transfer.tuning import tuning_rows, tuning_summary
 from benchmarks.transfer.work import Delivery, run_cells
 from benchmarks.transfer.world import DEVELOPMENT, World, folder_world, tinyworld
-from examples.tinyworld.bases import ROOT
+from examples.tinyworld.places import ROOT
 
 TAKES_ARGUMENTS = True
 SEEDS = 3

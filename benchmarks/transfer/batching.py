@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.tinyworld.adapters import ADAPTERS_DIR
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from examples.tinyworld.tasks import TASKS
 from lorebase.serving.engine import (
     Engine,

@@ -16,12 +16,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.tinyworld.bases import ROOT, load
+from examples.tinyworld.bases import load
 from examples.tinyworld.generate import accuracy
 from examples.tinyworld.lora import LoraSettings, train_lora
+from examples.tinyworld.places import ADAPTERS_DIR
 from examples.tinyworld.tasks import TASKS, Task, completion, prompt
 
-ADAPTERS_DIR = ROOT / "adapters"
 BASE_ID = "tinyworld-old"
 HELD_OUT_EXAMPLES = 240
 SHOTS = 5

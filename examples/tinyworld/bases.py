@@ -19,16 +19,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from examples.tinyworld.places import base_dir
 from examples.tinyworld.vocab import VOCABULARY
 
-ROOT = Path(__file__).parent
 BASE_NAMES = ("old", "next")
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
-
-
-def base_dir(base: str) -> Path:
-    """Returns the folder of the published weights of a base."""
-    return ROOT / "bases" / base
 
 
 def build_model(base: str) -> PreTrainedModel:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from examples.tinyworld.bases import BASE_NAMES, base_dir, load
+from examples.tinyworld.bases import BASE_NAMES, load
 from examples.tinyworld.evaluate_bases import QUESTIONS
+from examples.tinyworld.places import base_dir
 from examples.tinyworld.pretrain import SEEDS, read_history
 
 ABOUT = {

@@ -14,10 +14,11 @@ import random
 
 import torch
 
-from examples.tinyworld.bases import BASE_NAMES, base_dir, load
+from examples.tinyworld.bases import BASE_NAMES, load
 from examples.tinyworld.corpus.base import Example, Family
 from examples.tinyworld.corpus.documents import FAMILIES
 from examples.tinyworld.generate import MAX_ANSWER_TOKENS, generate
+from examples.tinyworld.places import base_dir
 from examples.tinyworld.tasks import few_shot
 
 QUESTIONS = 150

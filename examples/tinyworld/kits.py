@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import transformers
 
-from examples.tinyworld.adapters import ADAPTERS_DIR, BASE_ID, HELD_OUT_EXAMPLES
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.adapters import BASE_ID, HELD_OUT_EXAMPLES
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from examples.tinyworld.tasks import TASKS, Task
 from lorebase.serving.artifacts import AdapterLimits, base_revision, base_shapes
 from lorebase.serving.errors import InvalidArgumentError

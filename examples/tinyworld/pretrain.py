@@ -21,9 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from examples.tinyworld.bases import BASE_NAMES, BOS_ID, base_dir, build_model, export
+from examples.tinyworld.bases import BASE_NAMES, BOS_ID, build_model, export
 from examples.tinyworld.corpus.documents import document, segments
 from examples.tinyworld.optim import Muon
+from examples.tinyworld.places import base_dir
 from examples.tinyworld.vocab import build_tokenizer
 
 SEEDS = {"old": 11, "next": 22}

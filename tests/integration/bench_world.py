@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from benchmarks.transfer.world import World, tinyworld
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import base_dir
 from lorebase.transfer.distill import DistillRecipe
 
 TASK = "acme/date-long-to-dot"

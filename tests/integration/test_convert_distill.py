@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from examples.tinyworld.adapters import ADAPTERS_DIR
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from lorebase.serving.artifacts import AdapterLimits, base_shapes, check_adapter
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import FailedPreconditionError, InvalidArgumentError

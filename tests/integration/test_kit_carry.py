@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from examples.tinyworld.adapters import ADAPTERS_DIR
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from lorebase.serving.artifacts import AdapterLimits, ArtifactStore, base_shapes
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import InvalidArgumentError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import base_dir
 from examples.tinyworld.tasks import TASKS
 from lorebase.serving.artifacts import AdapterLimits, base_shapes, check_adapter
 from lorebase.serving.engine.protocol import VersionRef

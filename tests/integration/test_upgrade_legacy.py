@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.tinyworld.adapters import ADAPTERS_DIR
-from examples.tinyworld.bases import base_dir
+from examples.tinyworld.places import ADAPTERS_DIR, base_dir
 from lorebase.serving.artifacts import AdapterLimits, base_shapes, check_adapter
 from lorebase.serving.catalog import version_id
 from lorebase.serving.catalog.records import NEXT_KIT, Adapter, AdapterVersion

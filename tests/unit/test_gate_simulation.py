@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks.gate_live import LIVE_FULL
 from benchmarks.gate_result import summarise
 from benchmarks.gate_rivals import CELLS, Beside, check_beside, promoted_beside
+from benchmarks.gate_shapes import LIVE_FULL, spread
 from benchmarks.gate_simulation import (
     Adapters,
     check_against_gate,
@@ -20,7 +20,7 @@ from benchmarks.gate_simulation import (
     promoted,
     worse_adapters,
 )
-from benchmarks.gate_study import StudyShape, spread, study
+from benchmarks.gate_study import StudyShape, study
 from benchmarks.suites.gate import COMMITTED, kept_live
 from lorebase.transfer.evaluate import EvidenceKind, GatePolicy, promotion_power
 
