@@ -45,7 +45,7 @@ class AdapterStall:
     """Into a slot, for a step. 0 when it was announced only."""
 
 
-Load = Callable[[LoadedAdapter], Awaitable[int]]
+Load = Callable[[LoadedAdapter, Awaitable[object]], Awaitable[int]]
 Unload = Callable[[LoadedAdapter], Awaitable[None]]
 Measure = Callable[[VersionRef], Awaitable[int]]
 MAX_PREFETCHES = 8
@@ -69,11 +69,13 @@ class AdapterRegistry:
     """Versions known to one engine; for one event loop.
 
     Args:
-        capacity: versions held at once, loading and leaving ones included.
+        capacity: versions held at once, loading ones included.
         budget_bytes: memory of all of them together; None: only their number is bounded.
         measure: says how many bytes a version takes; called before it is loaded.
         load: brings a version into the engine and says how many bytes it takes there, at most
-            what was measured, or 0 if it does not know; raises if it does not fit.
+            what was measured, or 0 if it does not know; raises if it does not fit. The engine must
+            not hold the version before the awaitable that comes with it is done: those that leave
+            for it, all at a time, are gone then.
         unload: takes it out again; must tolerate one that is not there.
         wait_s: seconds to wait for a place when every version held is in use.
     """
@@ -103,6 +105,7 @@ class AdapterRegistry:
         self._held = self._held_bytes = self._loading = 0
         self._placing = asyncio.Lock()
         self._departures: set[asyncio.Task[None]] = set()
+        self._evictions: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -112,7 +115,7 @@ class AdapterRegistry:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of all versions held, loading and leaving ones included."""
+        """Memory of all versions held, loading ones included."""
         return self._held_bytes
 
     def prefetch(self, version: VersionRef) -> None:
@@ -194,7 +197,9 @@ class AdapterRegistry:
             entry.bytes = await self._measure(entry.adapter.version)
             await self._take_place(entry)
             try:
-                taken = await self._load(entry.adapter)
+                # All evictions, not just its own: one may have given more than was needed.
+                room = asyncio.gather(*self._evictions)
+                taken = await self._load(entry.adapter, room)
             except BaseException:
                 # A load that failed half way may have left something behind.
                 with suppress(Exception):
@@ -228,8 +233,7 @@ class AdapterRegistry:
                         self._changed.clear()
                         await self._changed.wait()
                         continue
-                    del self._entries[victim.adapter.version.id]
-                    await self._depart(victim)
+                    self._evict(victim)
                 self._held += 1
                 self._held_bytes += entry.bytes
         except TimeoutError:
@@ -244,6 +248,23 @@ class AdapterRegistry:
 
     def _least_recently_used_idle(self) -> _Entry | None:
         return next((e for e in self._entries.values() if e.loading is None and not e.users), None)
+
+    def _evict(self, victim: _Entry) -> None:
+        """Hands an idle version's place on at once, while it leaves.
+
+        An engine takes orders between two steps only. Were newcomers to queue until each one's
+        victims are gone, no more than one could come in a step.
+        """
+        del self._entries[victim.adapter.version.id]
+        self._free_place(victim)
+        task = asyncio.ensure_future(self._unload(victim.adapter))
+        self._evictions.add(task)
+        task.add_done_callback(self._evicted)
+
+    def _evicted(self, task: asyncio.Task[None]) -> None:
+        self._evictions.discard(task)
+        if not task.cancelled():
+            task.exception()  # the newcomer's to report, if it still waits
 
     async def _depart(self, entry: _Entry) -> None:
         # Whoever waits may be cancelled; the version must leave nevertheless.

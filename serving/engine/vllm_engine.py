@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -229,7 +229,7 @@ class VllmEngine:
         except (OSError, LorebaseError):
             return 0  # loading it will say what is wrong
 
-    async def _load(self, adapter: LoadedAdapter) -> int:
+    async def _load(self, adapter: LoadedAdapter, room: Awaitable[object]) -> int:
         version = adapter.version
         # Also for artifacts that were checked when they were imported: files may have gone
         # since, and a wrong shape would be copied into a larger slot without a word.
@@ -238,7 +238,8 @@ class VllmEngine:
             async with asyncio.timeout(self.settings.adapter_load_timeout_s):
                 # The worker reads while the files are checked here, and its steps go on.
                 names = (adapter.name, adapter.int_id, version.path)
-                await asyncio.gather(checking, self._driver.call_worker("prefetch_adapter", *names))
+                ahead = self._driver.call_worker("prefetch_adapter", *names)
+                await asyncio.gather(checking, ahead, room)
                 while (taken := await self._driver.call_worker("add_adapter", *names)) is None:
                     await asyncio.sleep(_ASK_AGAIN_S)
         except LorebaseError:

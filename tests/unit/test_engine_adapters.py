@@ -1,7 +1,7 @@
 """The adapter registry: one load per version, never a confused one, never a lost one."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -25,11 +25,15 @@ class FakeEngine:
         self.most = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.leaving = asyncio.Event()
+        self.leaving.set()
+        self.stays: Exception | None = None
         self.fail: Callable[[LoadedAdapter], Exception | None] = lambda _: None
         self.taken = 0
 
-    async def load(self, adapter: LoadedAdapter) -> int:
+    async def load(self, adapter: LoadedAdapter, room: Awaitable[object]) -> int:
         self.loads.append(adapter.version.id)
+        await room
         assert adapter.int_id not in self.held
         self.held[adapter.int_id] = adapter.version.id
         self.most = max(self.most, len(self.held))
@@ -41,6 +45,9 @@ class FakeEngine:
     async def unload(self, adapter: LoadedAdapter) -> None:
         await asyncio.sleep(0)
         self.unloads.append(adapter.version.id)
+        await self.leaving.wait()
+        if self.stays is not None:
+            raise self.stays
         self.held.pop(adapter.int_id, None)
 
 
@@ -112,6 +119,33 @@ async def test_a_version_in_use_is_never_evicted() -> None:
             await registry.ensure(version(name))
         assert "a" in registry.loaded
     assert "a" not in engine.unloads
+
+
+async def test_those_who_leave_for_several_newcomers_leave_at_a_time() -> None:
+    engine, registry = make(capacity=3)
+    for name in "abc":
+        await registry.ensure(version(name))
+    engine.leaving.clear()
+    newcomers = [asyncio.create_task(registry.ensure(version(name))) for name in "def"]
+    await settle()
+    assert engine.unloads == ["a", "b", "c"]  # one after the other would take a step each
+    assert engine.loads == [*"abcdef"]
+    assert set(engine.held.values()) == {*"abc"}  # the newcomers wait for room
+    engine.leaving.set()
+    await asyncio.gather(*newcomers)
+    assert set(engine.held.values()) == {*"def"}
+    assert engine.most == 3
+
+
+async def test_a_newcomer_hears_of_it_when_nobody_could_be_made_to_leave() -> None:
+    engine, registry = make(capacity=1)
+    await registry.ensure(version("a"))
+    engine.stays = RuntimeError("no contact")
+    with pytest.raises(RuntimeError, match="no contact"):
+        await registry.ensure(version("b"))
+    engine.stays = None
+    await registry.ensure(version("c"))
+    assert registry.loaded == ("c",)
 
 
 async def test_when_all_are_in_use_a_newcomer_waits_for_the_first_to_be_idle() -> None:
