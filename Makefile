@@ -50,8 +50,8 @@ bench: setup ## Run one benchmark suite: make bench SUITE=swap [QUICK=1] [BENCH_
 
 .PHONY: test
 test: setup ## All tests: what shares no machine-wide state in two processes, then the whole system.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --session-timeout=3600 \
-	  $(PYTEST_ARGS) tests/guards tests/unit tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	  --session-timeout=3600 $(PYTEST_ARGS) tests/guards tests/unit tests/integration
 	$(BIN)/python -m pytest -q --session-timeout=3600 $(PYTEST_ARGS) tests/e2e
 
 .PHONY: unit

@@ -17,7 +17,7 @@ from .bench_world import TASK, small_world
 
 torch.set_num_threads(1)
 
-TABLE = ("source", "zero-shot", "random", "legacy", "titok", "lorebase", "oracle", "hop2")
+TABLE = ("source", "zero-shot", "legacy", "titok", "lorebase", "oracle", "hop2")
 CELLS = [Cell(task=TASK, seed=0, arm=arm, samples=24) for arm in TABLE]
 STAMP = {"commit": "abc"}
 
@@ -72,10 +72,8 @@ async def test_cells_are_run_once_and_say_what_they_cost(tmp_path: Path) -> None
     assert rows["lorebase"]["stage"]["kit_cpu_s"] > 0
 
     said: list[str] = []
-    began = time.monotonic()
     again = await run(tmp_path, said=said)
     assert said == [f"{len(CELLS)} cells are done, 0 are to do"]
-    assert time.monotonic() - began < 20
     assert sorted(again.rows, key=lambda row: row["key"]) == sorted(
         first.rows, key=lambda row: row["key"]
     )

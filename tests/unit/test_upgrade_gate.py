@@ -1,7 +1,6 @@
 """A worker's checkpoint blocks without a lease, and never for an orphan."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -54,10 +53,8 @@ def test_cancelling_ends_a_blocked_job() -> None:
 def test_a_job_whose_controller_is_gone_ends_by_itself() -> None:
     gate = LeaseGate(silence_s=0.05)
     gate.hear(False)
-    began = time.monotonic()
     with pytest.raises(StageCancelledError, match="silent"):
-        gate(0.5)
-    assert time.monotonic() - began < 5
+        gate(0.5)  # would wait for ever
 
 
 def test_a_granted_job_of_a_dead_controller_does_not_run_for_ever() -> None:
