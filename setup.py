@@ -49,7 +49,7 @@ setup(
             "lorebase.kernels.lora.cpu._grouped",
             sources=[
                 f"{CPU}/{name}.cpp"
-                for name in ("dispatch", "isa_portable", "isa_avx2", "isa_avx512")
+                for name in ("dispatch", "pack", "isa_portable", "isa_avx2", "isa_avx512")
             ],
             depends=[f"{CPU}/grouped.h", f"{CPU}/tile.h"],
             language="c++",

@@ -44,7 +44,9 @@ class Moved:
 def move(stage: Stage, arm: Arm, samples: int) -> Moved:
     """Trains a tuned arm's adapter on the next base; with two hops, goes on from there."""
     first = _first_hop(stage, arm, samples)
-    return first if arm.hops == 1 else _second_hop(stage, arm, samples, first)
+    if arm.hops == 1 or first.model.version is None:
+        return first
+    return _second_hop(stage, arm, samples, first)
 
 
 def _first_hop(stage: Stage, arm: Arm, samples: int) -> Moved:
@@ -54,6 +56,8 @@ def _first_hop(stage: Stage, arm: Arm, samples: int) -> Moved:
     cost = stage.generator.reading().minus(before)
     folder = _shadow_dir(stage, arm.recipe, samples)
     figures: Row = {"data": _about(stage, gathered)}
+    if not gathered.examples:
+        return _starved(ModelSpec(base_id=world.next_id), cost, figures)
     # What the second hop starts from is the very adapter that the first one was measured with.
     if arm.hops == 1 or not (folder / "adapter_model.safetensors").is_file():
         into = folder if _has_second_hop(arm) else stage.folder / "shadow"
@@ -69,6 +73,11 @@ def _first_hop(stage: Stage, arm: Arm, samples: int) -> Moved:
         folder = into
     model = stage.spec(world.next_id, folder)
     return Moved(model=model, examples=gathered.examples, gathered=cost, figures=figures)
+
+
+def _starved(base: ModelSpec, cost: Spent, figures: Row) -> Moved:
+    """What is left where no input passed the filter: no adapter, so the base answers alone."""
+    return Moved(model=base, examples=(), gathered=cost, figures={**figures, "starved": True})
 
 
 def _has_second_hop(arm: Arm) -> bool:
@@ -114,6 +123,14 @@ def _second_hop(stage: Stage, arm: Arm, samples: int, first: Moved) -> Moved:
     before = stage.generator.reading()
     again = _gather(stage, arm.recipe, cast, kit, _count(stage, arm, samples))
     cost = stage.generator.reading().minus(before)
+    figures: Row = {
+        "data": _about(stage, again),
+        "carried": dict(kit.provenance["carried"]),
+        "carry_cpu_s": carry_cpu_s,
+        "further_base": world.further_id,
+    }
+    if not again.examples:
+        return _starved(ModelSpec(base_id=world.further_id), cost, figures)
     teacher = Path(first.model.version.path)
     trained = _train(
         stage,
@@ -128,13 +145,7 @@ def _second_hop(stage: Stage, arm: Arm, samples: int, first: Moved) -> Moved:
         model=stage.spec(world.further_id, stage.folder / "shadow"),
         examples=again.examples,
         gathered=cost,
-        figures={
-            "data": _about(stage, again),
-            **trained,
-            "carried": dict(kit.provenance["carried"]),
-            "carry_cpu_s": carry_cpu_s,
-            "further_base": world.further_id,
-        },
+        figures=figures | trained,
     )
 
 

@@ -3,8 +3,9 @@
 vLLM makes a tensor, a renamed module and a converted copy of each of an adapter's hundreds of
 matrices, merges those of fused layers, and only then could they be packed. Here the file is read
 in one piece, names are looked up (they are the same for every adapter of a base), and each matrix
-is copied once, to its place. What this takes matters twice: it is most of a first request's wait,
-and it holds the interpreter lock that the engine's loop needs too.
+is copied once, to its place: from the second adapter of the same shapes on, in one native call.
+What this takes matters twice: it is most of a first request's wait, and it holds the interpreter
+lock that the engine's loop needs too.
 
 Anything out of the ordinary is left to vLLM's own loader, which either serves it or says what is
 wrong: tensor parallelism, adapted embeddings or lm_head, saved modules, unknown names.
@@ -22,6 +23,7 @@ import torch
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
+from ..lora.cpu.packing import Matrix, PackingList, packing_list
 from ..lora.hostmem import host_tensor
 from ..lora.layout import PackedAdapter, PoolLayer, pack, views
 from ..lora.reference import SliceWeights
@@ -29,6 +31,11 @@ from ..lora.reference import SliceWeights
 WEIGHTS = "adapter_model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 16 << 20
+_MOST_LISTS = 64
+"""Different headers whose packing lists are kept: ranks and target modules in use, times orders."""
+
+Scalings = Mapping[tuple[int, int], float]
+"""alpha / r by layer and slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,16 @@ class _Place:
     is_a: bool
     peft_module: str
     """Name by which the adapter's configuration may give it its own alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A safetensors file in this thread's scratch memory."""
+
+    header: bytes
+    """JSON."""
+    data: torch.Tensor
+    """uint8, what follows it."""
 
 
 class PlainReader:
@@ -68,6 +85,7 @@ class PlainReader:
         self._keeps_16_bits = keeps_16_bits
         self._name_mapper = name_mapper
         self._known: dict[str, _Place] = {}  # names of tensors that belong to the model
+        self._lists: dict[tuple[bytes, str], tuple[PackingList, Scalings]] = {}
 
     def read(self, folder: Path, config: PEFTHelper) -> PackedAdapter | None:
         """Returns a packed adapter, or None: vLLM's own loader must have a look.
@@ -78,11 +96,32 @@ class PlainReader:
         """
         if config.modules_to_save:
             return None
-        tensors = _tensors(folder / WEIGHTS)
+        file = _opened(folder / WEIGHTS)
+        if file is None:
+            return None
+        key = (file.header, repr(config))
+        if key in self._lists:
+            copies, scalings = self._lists[key]
+            packed = copies.pack(file.data)
+            if packed is not None:
+                _scale(packed, self._layers, scalings)
+                return packed
+        tensors = _tensors(file)
         if tensors is None:
             return None
+        return self._read(key, file, tensors, config)
+
+    def _read(
+        self,
+        key: tuple[bytes, str],
+        file: _File,
+        tensors: Mapping[str, torch.Tensor],
+        config: PEFTHelper,
+    ) -> PackedAdapter | None:
+        """Packs matrix by matrix, and keeps how for the next adapter of these shapes."""
         found: dict[int, list[dict[bool, torch.Tensor]]] = {}
         scalings: dict[tuple[int, int], float] = {}
+        matrices = []
         for name, tensor in tensors.items():
             place = self._place(name)
             if place is None or tensor.dim() != 2:
@@ -90,6 +129,7 @@ class PlainReader:
             slices = len(self._layers[place.layer].slice_sizes)
             sides = found.setdefault(place.layer, [{} for _ in range(slices)])[place.slice]
             sides[place.is_a] = tensor
+            matrices.append(_matrix(file, tensor, place))
             if not place.is_a:
                 _, scaling = config.get_rank_and_scaling(place.peft_module)
                 scalings[place.layer, place.slice] = scaling
@@ -98,15 +138,21 @@ class PlainReader:
             if any(len(sides) == 1 for sides in of_layer):
                 return None
             weights[index] = [(s[True], s[False]) if s else None for s in of_layer]
+        kinds = frozenset(tensor.dtype for tensor in tensors.values())
         try:
-            dtype = self._stored({t.dtype for t in tensors.values()}, scalings.values())
-            packed = pack(self._layers, weights, dtype=dtype)
+            packed = pack(self._layers, weights, dtype=self._stored(kinds, scalings.values()))
         except ValueError:  # shapes of another base
             return None
+        if kinds == {packed.data.dtype}:
+            copies = packing_list(matrices, packed, len(file.data))
+            if copies is not None:
+                if len(self._lists) >= _MOST_LISTS:
+                    self._lists.clear()
+                self._lists[key] = copies, scalings
         _scale(packed, self._layers, scalings)
         return packed
 
-    def _stored(self, kinds: set[torch.dtype], scalings: Iterable[float]) -> torch.dtype:
+    def _stored(self, kinds: frozenset[torch.dtype], scalings: Iterable[float]) -> torch.dtype:
         """Returns the type in which an adapter's weights are exactly what they are in general.
 
         A power of two only moves a bfloat16's exponent; float16 has too few of them.
@@ -114,7 +160,7 @@ class PlainReader:
         exact = kinds == {torch.float16} and all(s == 1 for s in scalings)
         if kinds == {torch.bfloat16}:
             exact = all(s > 0 and math.frexp(s)[0] == 0.5 for s in scalings)
-        return kinds.pop() if exact and self._keeps_16_bits else self._dtype
+        return next(iter(kinds)) if exact and self._keeps_16_bits else self._dtype
 
     def _place(self, name: str) -> _Place | None:
         known = self._known.get(name)
@@ -131,9 +177,7 @@ class PlainReader:
         return known
 
 
-def _scale(
-    packed: PackedAdapter, layers: Sequence[PoolLayer], scalings: Mapping[tuple[int, int], float]
-) -> None:
+def _scale(packed: PackedAdapter, layers: Sequence[PoolLayer], scalings: Scalings) -> None:
     """Folds alpha / r into B, as vLLM does."""
     for index, block in packed.blocks.items():
         for slice_, rank in enumerate(block.ranks):
@@ -156,25 +200,41 @@ def _scratch(size: int) -> torch.Tensor:
     return kept[:size]
 
 
-def _tensors(file: Path) -> dict[str, torch.Tensor] | None:
-    """Reads a safetensors file in one piece; None where it is not as it should be.
-
-    The tensors lie in this thread's scratch memory.
-    """
+def _opened(path: Path) -> _File | None:
+    """Reads a safetensors file in one piece; None where it is not as it should be."""
     try:
-        with file.open("rb") as opened:
-            size = file.stat().st_size
+        with path.open("rb") as opened:
+            size = path.stat().st_size
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 return None
-            header = json.loads(opened.read(length))
-            header.pop("__metadata__", None)
+            header = opened.read(length)
             data = _scratch(size - 8 - length)
             if opened.readinto(data.numpy().data) != len(data):
                 return None
-        return {name: _tensor(data, entry) for name, entry in header.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return _File(header, data)
+    except OSError:
         return None
+
+
+def _tensors(file: _File) -> dict[str, torch.Tensor] | None:
+    """Returns a file's tensors, in this thread's scratch memory; None where they are no such."""
+    try:
+        header = json.loads(file.header)
+        header.pop("__metadata__", None)
+        return {name: _tensor(file.data, entry) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return None
+
+
+def _matrix(file: _File, tensor: torch.Tensor, place: _Place) -> Matrix:
+    return Matrix(
+        offset=tensor.data_ptr() - file.data.data_ptr(),
+        shape=(tensor.shape[0], tensor.shape[1]),
+        layer=place.layer,
+        slice=place.slice,
+        is_a=place.is_a,
+    )
 
 
 def _tensor(data: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:

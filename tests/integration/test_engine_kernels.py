@@ -103,13 +103,16 @@ async def test_plain_adapters_read_straight_equal_those_that_vllm_loads(
     for number, path in enumerate([*world.adapters, special], start=1):
         lora = LoRARequest(f"r{number}", 1000 + number, str(path))
         straight = packed_of(manager._prepared(lora))
+        again = packed_of(manager._prepared(lora))  # in one native call
         parsed = WorkerLoRAManager._load_adapter(manager, lora)
         assert parsed.loras, "vLLM's own way"
         manager._manager.prepare(parsed)
         expected = packed_of(parsed)
         ranks = {index: block.ranks for index, block in expected.blocks.items()}
-        assert {index: block.ranks for index, block in straight.blocks.items()} == ranks
-        _check_equal(manager, straight, expected)
+        for packed in (straight, again):
+            assert {index: block.ranks for index, block in packed.blocks.items()} == ranks
+            _check_equal(manager, packed, expected)
+    assert manager._manager._reader._lists, "adapters of the same shapes share how to pack them"
 
 
 def _check_equal(manager: Any, one: Any, other: Any) -> None:

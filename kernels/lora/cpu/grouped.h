@@ -5,7 +5,7 @@
 
 #define LB_API __attribute__((visibility("default")))
 // Counts changes of what follows; native.py mirrors it and refuses a library of another number.
-#define LB_ABI 1
+#define LB_ABI 2
 
 extern "C" {
 
@@ -37,6 +37,19 @@ struct LbStep {
 // Returns 0, or -1 for an instruction set that this machine lacks, -2 when out of memory.
 LB_API int lb_linear(const LbLayer* layer, const LbStep* step, const void* x, int64_t x_stride,
                      void* y, int64_t y_stride, int threads, int isa);
+
+// One matrix of an adapter that is packed (see packing.py).
+struct LbCopy {
+  int64_t source;  // first byte
+  int64_t target;  // first element
+  int64_t rows, columns;
+  int64_t transposed;  // whether it is written as [columns, rows]
+};
+
+// Copies matrices of `itemsize` bytes an element, 2 or 4; both sides are aligned to it. Returns how
+// many of the transposed ones are all zero, or -1 for another itemsize.
+LB_API int64_t lb_pack(const void* source, void* target, const LbCopy* copies, int64_t count,
+                       int itemsize);
 
 LB_API int lb_abi_version(void);     // LB_ABI of the sources that it was built from
 LB_API int lb_best_isa(void);        // the widest LbIsa that machine and build have

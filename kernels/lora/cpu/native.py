@@ -9,7 +9,7 @@ from pathlib import Path
 from ..layout import TYPES
 
 LIBRARY = "_grouped"
-ABI = 1
+ABI = 2
 """LB_ABI of the grouped.h that this module mirrors."""
 DTYPES = TYPES
 """LbDtype of each type."""
@@ -84,6 +84,11 @@ def _found() -> ctypes.CDLL | str:
         ctypes.c_int,
     )
     loaded.lb_linear.restype = ctypes.c_int
+    loaded.lb_pack.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int),
+    )
+    loaded.lb_pack.restype = ctypes.c_int64
     return loaded
 
 
