@@ -121,13 +121,18 @@ class AdapterRegistry:
     def prefetch(self, version: VersionRef) -> None:
         """Begins to load a version that a queued request will use; a hint that never raises.
 
-        Nobody has to leave for it: where there is no room, the request itself makes some.
+        Versions that nobody uses leave for it, as they would for the request itself; it waits for
+        none that is in use.
         """
-        room = self._held < self._capacity and self._loading < MAX_PREFETCHES
+        if version.id in self._entries:
+            self._entries.move_to_end(version.id)  # soon in use: not the next to leave
+            return
+        full = self._held >= self._capacity
         if self._budget_bytes is not None:
-            room = room and self._held_bytes < self._budget_bytes
-        if room and version.id not in self._entries:
-            self._begin(version)
+            full = full or self._held_bytes >= self._budget_bytes
+        if self._loading >= MAX_PREFETCHES or (full and not self._least_recently_used_idle()):
+            return
+        self._begin(version)
 
     async def ensure(self, version: VersionRef) -> LoadedAdapter:
         """Loads a version unless it is loaded; concurrent calls share one load.

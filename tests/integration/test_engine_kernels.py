@@ -297,8 +297,6 @@ async def test_a_hint_loads_an_adapter_that_nobody_asked_for_yet(
     engines: "dict[str, VllmEngine]", world: World
 ) -> None:
     engine, version = engines["lorebase"], world.version(2, id="hinted")
-    for held in engine._adapters.loaded:
-        await engine.drop_adapter(held)  # nobody leaves for a hint
     engine.prefetch_adapter(world.version(2, id="foreign", base_id="another"))
     engine.prefetch_adapter(version)
     await until(lambda: "hinted" in engine._adapters.loaded)

@@ -313,13 +313,24 @@ async def test_a_prefetched_version_is_loaded_before_anybody_asks_and_only_once(
     assert engine.loads == ["small-1"]
 
 
-async def test_prefetching_makes_nobody_leave_never_raises_and_is_bounded() -> None:
-    engine, registry = make_weighed(budget_bytes=10)
-    await registry.ensure(version("small-1"))
-    registry.prefetch(version("small-2"))
+async def test_an_idle_version_leaves_for_a_prefetched_one_but_none_in_use_or_announced() -> None:
+    engine, registry = make(capacity=2)
+    async with registry.use(version("a")):
+        await registry.ensure(version("b"))
+        registry.prefetch(version("c"))
+        await settle()
+        assert registry.loaded == ("a", "c")
+        async with registry.use(version("c")):
+            registry.prefetch(version("d"))
+            await settle()
+            assert engine.loads == ["a", "b", "c"]
+    registry.prefetch(version("a"))  # the oldest, but a queued request will use it
+    registry.prefetch(version("e"))
     await settle()
-    assert engine.loads == ["small-1"]
+    assert registry.loaded == ("a", "e")
 
+
+async def test_prefetching_never_raises_and_is_bounded() -> None:
     engine, registry = make_weighed()
     engine.fail = lambda _: InvalidArgumentError("bad shapes")
     registry.prefetch(version("small-1"))
