@@ -45,6 +45,7 @@ SOURCES = (
     "transfer/kit/build.py",
     "transfer/kit/calibrate.py",
     "transfer/kit/carry.py",
+    "transfer/kit/choices.py",
     "transfer/kit/format.py",
     "transfer/kit/kit.py",
     "transfer/kit/material.py",

@@ -26,8 +26,8 @@ from lorebase.kernels.vllm.options import KernelOptions
 from ..artifacts import base_shapes
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
 from . import vllm_scheduler
-from .adapters import LoadedAdapter
 from .budget import ITEMSIZE, adapter_slots
+from .loaded import LoadedAdapter
 from .protocol import Chunk, FinishReason, Sampling
 from .settings import ConcreteDtype, EngineSettings, read_cpu_flags, resolve_dtype
 

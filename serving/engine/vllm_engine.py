@@ -15,9 +15,10 @@ from vllm.outputs import RequestOutput
 
 from ..artifacts import AdapterLimits, base_shapes, check_adapter
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
-from .adapters import AdapterRegistry, AdapterStall, LoadedAdapter
+from .adapters import AdapterRegistry
 from .background import BackgroundGate
 from .budget import ITEMSIZE, adapter_bytes
+from .loaded import AdapterStall, LoadedAdapter
 from .protocol import (
     BACKGROUND_PRIORITY,
     Chunk,

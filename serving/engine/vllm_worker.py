@@ -13,7 +13,7 @@ from vllm.lora.request import LoRARequest
 from . import vllm_cpu_seeds, vllm_isolation, vllm_orphans
 
 Stall = tuple[int, int, float, float]
-"""The fields of `adapters.AdapterStall`."""
+"""The fields of `loaded.AdapterStall`."""
 
 
 class WorkerExtension:

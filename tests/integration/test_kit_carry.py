@@ -16,7 +16,8 @@ from lorebase.transfer.distill.distill import load_base
 from lorebase.transfer.hf_generator import HfGenerator
 from lorebase.transfer.kit import TransferKit, check_kit, discriminator_dir, load_kit
 from lorebase.transfer.kit.calibrate import auc
-from lorebase.transfer.kit.carry import Judged, NextBase, carry_kit, fitting_choices
+from lorebase.transfer.kit.carry import Judged, NextBase, carry_kit
+from lorebase.transfer.kit.choices import fitting_choices
 from lorebase.transfer.ports import ModelSpec
 from lorebase.transfer.synthesis import score_inputs, synthesize
 from lorebase.transfer.upgrade.jobs import run_job

@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from lorebase.serving.engine.adapters import MAX_PREFETCHES, AdapterRegistry, LoadedAdapter
+from lorebase.serving.engine.adapters import MAX_PREFETCHES, AdapterRegistry
+from lorebase.serving.engine.loaded import LoadedAdapter
 from lorebase.serving.engine.protocol import VersionRef
 from lorebase.serving.errors import InvalidArgumentError, ResourceExhaustedError
 

@@ -18,21 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from lorebase.serving.engine.protocol import VersionRef
-from lorebase.serving.errors import InvalidArgumentError
 
 from ..distill.settings import DistillRecipe, LoraSettings
 from ..distill.train import TrainSummary, train_lora
-from ..hf_generator import HfGenerator, choice_tokens
+from ..hf_generator import HfGenerator
 from ..ports import Checkpoint, ModelSpec, no_checkpoint
 from ..synthesis.filter import score_inputs
 from .calibrate import LETS_ALL_PASS, Calibration, auc, calibrate
+from .choices import fitting_choices
 from .format import TaskFormat
 from .kit import MAX_TEXT_CHARS, TransferKit
 from .material import discriminator_pairs, split_held_out
 from .storage import discriminator_dir, save_kit
 
-CHOICES = ((" yes", " no"), (" Yes", " No"), ("yes", "no"), ("Yes", "No"), (" 1", " 0"), ("1", "0"))
-"""Tried in this order if the kit's own are not single tokens of the next base."""
 MIN_JUDGED = 24
 """Inputs of each kind, accepted and rejected; fewer teach no judgement."""
 SPARE_TOKENS = 8
@@ -244,24 +242,6 @@ class _Carrier:
             **limits,
             **figures,
         )
-
-
-def fitting_choices(tokenizer: Any, kit: TransferKit) -> tuple[str, str]:
-    """Returns the discriminator's answers: the kit's own, or others that are single tokens.
-
-    Raises:
-        InvalidArgumentError: none of `CHOICES` is.
-    """
-    for choices in (kit.format.choices, *CHOICES):
-        try:
-            choice_tokens(tokenizer, choices)
-        except InvalidArgumentError:
-            continue
-        return choices
-    raise InvalidArgumentError(
-        "neither the kit's choices nor any of "
-        f"{', '.join('/'.join(pair) for pair in CHOICES)} are single tokens of this base"
-    )
 
 
 def _split(judged: Judged, kit: TransferKit) -> tuple[list[str], list[str]]:
