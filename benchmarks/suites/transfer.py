@@ -28,12 +28,22 @@ from benchmarks.suite import SuiteContext, SuiteResult
 from benchmarks.transfer.arms import ARMS, CURVE, SAMPLES, TABLE
 from benchmarks.transfer.batching import batching_rows, batching_summary
 from benchmarks.transfer.cells import Cell, describe
+from benchmarks.transfer.changes import change_rows, change_summary
 from benchmarks.transfer.figures import figure
 from benchmarks.transfer.generation import source_digests
 from benchmarks.transfer.result import extra_rows, summarise
 from benchmarks.transfer.rows import Row
 from benchmarks.transfer.stage import digest_of
-from benchmarks.transfer.studies import GRID, GRID_SAMPLES, GRID_SEEDS, GRID_TASKS, STUDIES
+from benchmarks.transfer.studies import (
+    CHANGE_SAMPLES,
+    CHANGE_SEEDS,
+    CHANGES,
+    GRID,
+    GRID_SAMPLES,
+    GRID_SEEDS,
+    GRID_TASKS,
+    STUDIES,
+)
 from benchmarks.transfer.tuning import tuning_rows, tuning_summary
 from benchmarks.transfer.work import Delivery, run_cells
 from benchmarks.transfer.world import DEVELOPMENT, World, folder_world, tinyworld
@@ -74,6 +84,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("--arms", nargs="+", choices=arms, metavar="ARM", help="instead of the table's")
     add("--no-curve", action="store_true", help="no smaller numbers of samples")
     add("--tuning", action="store_true", help="the grid of each recipe's training, instead")
+    add("--studies", action="store_true", help="single changes of our recipe, instead")
     add("--reuse", action="store_true", help="rows of the committed result count as finished")
     add("--bases", type=Path, default=ROOT / "bases", help="of the tiny world")
     add("--third", type=Path, help="base of the second hop, instead of back to the source base")
@@ -84,8 +95,8 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(list(arguments))
     if bool(options.models) != bool(options.data):
         parser.error("--models and --data go together")
-    if options.tuning and (options.models or options.arms):
-        parser.error("--tuning has arms of its own, for the tiny world")
+    if (options.tuning or options.studies) and (options.models or options.arms):
+        parser.error("--tuning and --studies have arms of their own, for the tiny world")
     return options
 
 
@@ -120,7 +131,12 @@ async def run(context: SuiteContext) -> SuiteResult:
         {"kind": "arm", **describe({**ARMS, **STUDIES}[arm], world)}
         for arm in dict.fromkeys(cell.arm for cell in cells)
     ]
-    told = _tuning(world, delivery) if options.tuning else _table(cells, delivery, context.quick)
+    if options.tuning:
+        told = _tuning(world, delivery)
+    elif options.studies:
+        told = SuiteResult(rows=change_rows(delivery.rows), summary=change_summary(delivery.rows))
+    else:
+        told = _table(cells, delivery, context.quick)
     shared: list[Row] = []
     if name == "transfer" and not context.quick:
         context.say("measuring what adapters share in one engine")
@@ -148,8 +164,8 @@ def result_name(options: argparse.Namespace) -> str:
     """Returns the name of the result's files: only a whole run replaces the table's."""
     if options.models:
         return "transfer-models"
-    if options.tuning:
-        return "transfer-tuning"
+    if options.tuning or options.studies:
+        return "transfer-tuning" if options.tuning else "transfer-studies"
     whole = not (options.tasks or options.arms or options.no_curve or options.third)
     whole = whole and (options.seeds, options.samples) == (SEEDS, SAMPLES)
     return "transfer" if whole else "transfer-partial"
@@ -190,6 +206,8 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
     """
     if options.tuning:
         return tuning_cells(quick=quick)
+    if options.studies:
+        return study_cells(quick=quick)
     arms: Sequence[str] = options.arms or (QUICK_ARMS if quick else TABLE)
     if world.random_inputs is None:
         arms = [arm for arm in arms if arm != "random"]
@@ -227,6 +245,16 @@ def tuning_cells(*, quick: bool) -> list[Cell]:
         for task in (GRID_TASKS[:1] if quick else GRID_TASKS)
         for arms in GRID.values()
         for arm in (list(arms)[:1] if quick else arms)
+    ]
+
+
+def study_cells(*, quick: bool) -> list[Cell]:
+    """Returns the cells of `--studies`: our recipe and single changes of it."""
+    return [
+        Cell(task=task, seed=seed, arm=arm, samples=CHANGE_SAMPLES)
+        for seed in range(1 if quick else CHANGE_SEEDS)
+        for task in (GRID_TASKS[:1] if quick else GRID_TASKS)
+        for arm in ("lorebase", *CHANGES[: 1 if quick else None])
     ]
 
 

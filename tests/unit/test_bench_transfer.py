@@ -256,6 +256,7 @@ def test_only_a_whole_run_replaces_the_table() -> None:
             ["--no-curve"],
             ["--third", "third"],
             ["--tuning"],
+            ["--studies"],
             ["--models", "a", "b", "--data", "c"],
         )
     }
@@ -263,6 +264,7 @@ def test_only_a_whole_run_replaces_the_table() -> None:
         *("transfer",) * 2,
         *("transfer-partial",) * 6,
         "transfer-tuning",
+        "transfer-studies",
         "transfer-models",
     ]
 

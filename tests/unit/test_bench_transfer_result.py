@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.transfer import batching, gated, statistics
 from benchmarks.transfer.arms import CURVE, TABLE
+from benchmarks.transfer.changes import change_rows, change_summary
 from benchmarks.transfer.figures import curves_of, figure
 from benchmarks.transfer.gated import gate_record, gate_summary
 from benchmarks.transfer.result import by_samples, extra_rows, summarise
@@ -26,7 +27,7 @@ from benchmarks.transfer.statistics import (
     sign_flip_p_value,
     table_of,
 )
-from benchmarks.transfer.studies import GRID
+from benchmarks.transfer.studies import CHANGE_SAMPLES, GRID
 from benchmarks.transfer.tuning import tuning_rows, tuning_summary
 from benchmarks.transfer.world import tinyworld
 
@@ -280,6 +281,24 @@ def test_a_grid_tells_each_recipes_best_setting_and_how_far_the_used_one_is_from
     assert summary["lorebase_used_below_best_points"] == 0.0
     assert summary["translora_settings"] == 9
     assert len(tuning_rows(rows)) == 27
+
+
+def test_a_change_of_our_recipe_is_compared_with_it_cell_by_cell() -> None:
+    rows = [
+        row(arm, right, task=task, seed=seed, samples=CHANGE_SAMPLES) | {"cpu_s": cpu_s}
+        for task in ("a/x", "b/y")
+        for seed in (0, 1)
+        for arm, right, cpu_s in (("lorebase", 100, 10.0), ("soft", 120, 15.0), ("eva", 90, 10.0))
+    ]
+    told = {one["arm"]: one for one in change_rows(rows)}
+    assert list(told) == ["lorebase", "soft", "eva"]
+    assert told["soft"]["points"] == [10.0, 10.0, 10.0]
+    assert (told["soft"]["cells"], told["soft"]["cpu_ratio"]) == (4, 1.5)
+    assert told["eva"]["by_task"] == {"a/x": -5.0, "b/y": -5.0}
+    summary = change_summary(rows)
+    assert summary["changes_that_gain"] == ["soft"]
+    assert summary["changes_that_harm"] == ["eva"]
+    assert (summary["tasks"], summary["seeds"]) == (2, 2)
 
 
 def test_the_figure_is_one_svg_with_a_dot_for_each_arm_and_task() -> None:
