@@ -95,6 +95,8 @@ class PooledModelManager(LRUCacheLoRAModelManager):
             registered.touch(lora.id)
             return False
         if not is_packed(lora):
+            # vLLM keeps its own of these and makes the next ones of it.
+            lora = lora.clone(lora.id)
             self.prepare(lora)
         needed = packed_of(lora).nbytes
         for victim in registered.victims(needed, active=self._active_adapters, protected=protected):

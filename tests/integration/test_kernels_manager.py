@@ -206,3 +206,15 @@ async def test_a_step_beside_pinned_adapters_says_that_they_are_in_the_way(steps
     with pytest.raises(RuntimeError, match="pin fewer adapters"):
         steps.step(3)
     assert steps.in_slots == {1, 2}
+
+
+async def test_adapters_that_vllm_makes_up_for_warming_up_are_all_alike(
+    manager: "PooledWorkerManager",
+) -> None:
+    from vllm.lora.request import LoRARequest
+
+    with manager.dummy_lora_cache():
+        for number in (101, 102, 103):
+            assert manager.add_dummy_lora(LoRARequest(f"dummy{number}", number, "/none"), rank=8)
+    sizes = {manager.bytes_of(number) for number in (101, 102, 103)}
+    assert len(sizes) == 1
