@@ -55,7 +55,7 @@ test: setup ## All tests: what shares no machine-wide state in two processes, th
 	$(BIN)/python -m pytest -q --session-timeout=3600 $(PYTEST_ARGS) tests/e2e
 
 .PHONY: unit
-unit: setup ## Guards and unit tests: no Ray, no vLLM, no network; 40 s on 4 cores.
+unit: setup ## Guards and unit tests: no Ray, no vLLM, no network; half a minute on 4 cores.
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS) tests/guards tests/unit
 
 .PHONY: integration
