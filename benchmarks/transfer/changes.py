@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Row
+from .rows import Row, cpu_seconds
 from .statistics import differences, estimate, mean_of, table_of
 from .studies import CHANGE_SAMPLES, CHANGES
 
@@ -19,6 +19,7 @@ def change_rows(rows: Sequence[Row]) -> list[Row]:
     """
     table = table_of(rows, CHANGE_SAMPLES)
     ours = [arms["lorebase"] for arms in table.values() if "lorebase" in arms]
+    base = mean_of(ours, cpu_seconds)
     told: list[Row] = []
     for arm in ("lorebase", *CHANGES):
         cells = [arms[arm] for arms in table.values() if arm in arms]
@@ -26,16 +27,13 @@ def change_rows(rows: Sequence[Row]) -> list[Row]:
         found = estimate(gained)
         if not cells or found is None:
             continue
-        cpu, base = (
-            mean_of(cells, lambda row: row["cpu_s"]),
-            mean_of(ours, lambda row: row["cpu_s"]),
-        )
+        cpu = mean_of(cells, cpu_seconds)
         told.append(
             {
                 "kind": "change",
                 "arm": arm,
                 "accuracy": round(mean_of(cells, lambda row: row["accuracy"]) or 0.0, 4),
-                "points": [round(one, 2) for one in (found.mean, found.low, found.high)],
+                "points": found.rounded(),
                 "cells": len(cells),
                 "by_task": {
                     task: round(sum(points) / len(points), 2)
@@ -45,11 +43,6 @@ def change_rows(rows: Sequence[Row]) -> list[Row]:
             }
         )
     return told
-
-
-def _cpu(row: Row) -> float:
-    seconds: float = row["cpu_s"]
-    return seconds
 
 
 def change_summary(rows: Sequence[Row]) -> dict[str, Any]:

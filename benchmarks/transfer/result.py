@@ -7,7 +7,7 @@ from typing import Any
 
 from .arms import CURVE, TABLE
 from .gated import gate_summary
-from .rows import Row
+from .rows import Row, cpu_seconds
 from .statistics import (
     Estimate,
     Table,
@@ -93,7 +93,7 @@ def _costs(rows: Sequence[Row], table: Table) -> dict[str, Any]:
         "tokens_written_per_task": _rounded(mean_of(ours, lambda row: row["tokens_written"])),
         "tokens_trained_per_task": _rounded(mean_of(ours, lambda row: row["tokens_trained"])),
         "cpu_s_by_arm": {
-            arm: _rounded(mean_of([a[arm] for a in table.values() if arm in a], _cpu))
+            arm: _rounded(mean_of([a[arm] for a in table.values() if arm in a], cpu_seconds))
             for arm in TABLE
             if any(arm in arms for arms in table.values())
         },
@@ -109,10 +109,6 @@ def _told(key: str, found: Estimate | None) -> dict[str, Any]:
     return {key: mean, f"{key}_interval": [low, high]}
 
 
-def _cpu(row: Row) -> float:
-    return float(row["cpu_s"])
-
-
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
@@ -124,7 +120,7 @@ def _cpu_by_samples(rows: Sequence[Row], arm: str) -> dict[str, float | None]:
     tasks = [{row["task"] for row in some} for some in by_count.values()]
     common = set.intersection(*tasks) if tasks else set()
     return {
-        str(n): _rounded(mean_of([r for r in some if r["task"] in common], _cpu))
+        str(n): _rounded(mean_of([r for r in some if r["task"] in common], cpu_seconds))
         for n, some in by_count.items()
     }
 

@@ -15,3 +15,8 @@ def to_hex(right: Sequence[bool]) -> str:
 def from_hex(text: str, n: int) -> list[bool]:
     """Unpacks `n` judgements."""
     return [bit == "1" for bit in f"{int(text, 16):0{n}b}"] if n else []
+
+
+def cpu_seconds(row: Row) -> float:
+    """Returns what gathering and training of a cell took."""
+    return float(row["cpu_s"])

@@ -100,8 +100,9 @@ class PlainReader:
         if file is None:
             return None
         key = (file.header, repr(config))
-        if key in self._lists:
-            copies, scalings = self._lists[key]
+        known = self._lists.get(key)  # at once: another thread may clear them
+        if known is not None:
+            copies, scalings = known
             packed = copies.pack(file.data)
             if packed is not None:
                 _scale(packed, self._layers, scalings)

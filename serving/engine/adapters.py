@@ -175,7 +175,8 @@ class AdapterRegistry:
             await self._take_place(entry)
             try:
                 # All evictions, not just its own: one may have given more than was needed.
-                room = asyncio.gather(*self._evictions)
+                # Shielded: a load that gives up must not keep from leaving whose place is taken.
+                room = asyncio.shield(asyncio.gather(*self._evictions))
                 taken = await self._load(entry.adapter, room)
             except BaseException:
                 # A load that failed half way may have left something behind.

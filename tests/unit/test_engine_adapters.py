@@ -138,6 +138,26 @@ async def test_those_who_leave_for_several_newcomers_leave_at_a_time() -> None:
     assert engine.most == 3
 
 
+async def test_who_leaves_for_a_load_that_gives_up_leaves_nevertheless() -> None:
+    engine, registry = make(capacity=1)
+    await registry.ensure(version("a"))
+    engine.leaving.clear()
+    load = engine.load
+
+    async def impatient(adapter: LoadedAdapter, room: Awaitable[object]) -> int:
+        async with asyncio.timeout(0.01):
+            return await load(adapter, room)
+
+    registry._load = impatient
+    newcomer = asyncio.create_task(registry.ensure(version("b")))
+    await asyncio.sleep(0.05)
+    engine.leaving.set()
+    with pytest.raises(TimeoutError):
+        await newcomer
+    await settle()
+    assert engine.held == {}
+
+
 async def test_a_newcomer_hears_of_it_when_nobody_could_be_made_to_leave() -> None:
     engine, registry = make(capacity=1)
     await registry.ensure(version("a"))
