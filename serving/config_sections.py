@@ -132,8 +132,8 @@ class EngineSection(Section):
     start, for tests."""
     scheduler: Literal["preempting", "priority"] = "preempting"
     """`preempting` takes slots from background work when a client waits."""
-    lora_kernels: Literal["lorebase", "stock"] = "lorebase"
-    """Whose LoRA code serves: ours, or vLLM's own."""
+    lora_kernels: Literal["auto", "lorebase", "stock"] = "auto"
+    """Whose LoRA code serves: ours, or vLLM's own. `auto`: ours on the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Used for bases that don't name one themselves."""
     max_model_len: int = 2048

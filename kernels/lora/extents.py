@@ -3,6 +3,25 @@
 from bisect import bisect_left
 
 
+class PoolFullError(RuntimeError):
+    """The byte budget can't hold another adapter now.
+
+    Attributes:
+        needed_bytes: Size of the adapter's weights for the layer.
+        free_bytes: Bytes free in all holes together.
+        largest_hole_bytes: The biggest single hole.
+    """
+
+    def __init__(self, needed_bytes: int, free_bytes: int, largest_hole_bytes: int) -> None:
+        super().__init__(
+            f"adapter pool is full: needed {needed_bytes} bytes, free {free_bytes}, largest hole "
+            f"{largest_hole_bytes}; evict an adapter or give the pool a larger budget"
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.largest_hole_bytes = largest_hole_bytes
+
+
 class Extents:
     """Hands out [start, start + size) of a space of `capacity` units. Not thread-safe."""
 

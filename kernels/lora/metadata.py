@@ -5,8 +5,9 @@ by all layers. All arrays live in one int32 block at a fixed address and are fil
 captured CUDA graph or a C call that holds their addresses sees each new step. On an accelerator
 a step costs one copy from pinned memory.
 
-    counts        [4]            number of tiles, of tokens with an adapter, of groups; 0
+    counts        [4]            number of tiles, of adapted tokens, of groups, of wide tiles
     tiles         [max_tiles, 3] (slot, first index into order, length <= tile_tokens)
+    wide_tiles    [.., 3]        the same tokens in longer tiles, for kernels of long prompts
     order         [max_tokens]   token rows sorted by slot, stable; rows without adapter left out
     group_slots   [slots]        slot of each group, ascending
     group_starts  [slots + 1]    group g owns order[group_starts[g] : group_starts[g + 1]]
@@ -22,6 +23,9 @@ import torch
 
 Int32Array = npt.NDArray[np.int32]
 COUNTS = 4
+DECODE_TILE, PREFILL_TILE = 16, 64
+"""Tokens of tiles and of wide tiles that kernels are made for. 16: small enough that a decode
+step's groups are one tile each, large enough that a block of B is used 16 times per load."""
 
 
 class StepPlan:
@@ -33,6 +37,7 @@ class StepPlan:
         max_tokens: int,
         slots: int,
         tile_tokens: int = 16,
+        wide_tile_tokens: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         """Allocates everything a step can need.
@@ -41,21 +46,25 @@ class StepPlan:
             max_tokens: Most tokens of a step.
             slots: Number of adapter slots; slot numbers are 0 .. slots - 1.
             tile_tokens: Most tokens of a tile, the unit of work of a kernel.
+            wide_tile_tokens: Most tokens of a wide tile; 0: there are none.
             device: Where the tensors live.
 
         Raises:
             ValueError: A bound is below 1.
         """
-        for name, value in (
-            ("max_tokens", max_tokens),
-            ("slots", slots),
-            ("tile_tokens", tile_tokens),
+        for name, value, least in (
+            ("max_tokens", max_tokens, 1),
+            ("slots", slots, 1),
+            ("tile_tokens", tile_tokens, 1),
+            ("wide_tile_tokens", wide_tile_tokens, 0),
         ):
-            if value < 1:
-                raise ValueError(f"got {name}={value}; expected at least 1")
-        self.max_tokens, self.slots, self.tile_tokens = max_tokens, slots, tile_tokens
+            if value < least:
+                raise ValueError(f"got {name}={value}; expected at least {least}")
+        self.max_tokens, self.slots = max_tokens, slots
+        self.tile_tokens, self.wide_tile_tokens = tile_tokens, wide_tile_tokens
         self.max_tiles = self.tiles_bound(max_tokens)
-        sizes = (COUNTS, self.max_tiles * 3, max_tokens, slots, slots + 1)
+        wide = _tiles_bound(max_tokens, slots, wide_tile_tokens) if wide_tile_tokens else 0
+        sizes = (COUNTS, self.max_tiles * 3, wide * 3, max_tokens, slots, slots + 1)
         self.block = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         on_host = self.block.device.type == "cpu"
         # On the CPU numpy writes into the tensors' own memory; elsewhere into a pinned twin.
@@ -64,11 +73,13 @@ class StepPlan:
         )
         self._copied = None if on_host else torch.Event(self.block.device)
         parts = torch.split_with_sizes(self.block, list(sizes))
-        self.counts, tiles, self.order, self.group_slots, self.group_starts = parts
-        self.tiles = tiles.view(self.max_tiles, 3)
+        self.counts, tiles, wide_tiles, self.order, self.group_slots, self.group_starts = parts
+        self.tiles, self.wide_tiles = tiles.view(-1, 3), wide_tiles.view(-1, 3)
+        self.host_counts = self._staged[:COUNTS]  # read without waiting for a device
         host: list[Int32Array] = np.split(self._staged.numpy(), np.cumsum(sizes)[:-1])
-        self._counts, flat_tiles, self._order, self._group_slots, self._group_starts = host
-        self._tiles: Int32Array = flat_tiles.reshape(self.max_tiles, 3)
+        self._counts, flat, flat_wide, self._order, self._group_slots, self._group_starts = host
+        self._tiles: Int32Array = flat.reshape(-1, 3)
+        self._wide_tiles: Int32Array = flat_wide.reshape(-1, 3)
         self.tokens = 0  # rows of the step, with and without adapter
 
     @property
@@ -83,7 +94,7 @@ class StepPlan:
 
     def tiles_bound(self, tokens: int) -> int:
         """Most tiles that `tokens` tokens can make: what a captured grid is sized by."""
-        return min(tokens, tokens // self.tile_tokens + min(self.slots, tokens))
+        return _tiles_bound(tokens, self.slots, self.tile_tokens)
 
     def groups(self) -> list[tuple[int, Int32Array]]:
         """Slot and token rows of each group. The rows are a view: good until the next fill."""
@@ -131,16 +142,33 @@ class StepPlan:
         self._group_starts[groups] = adapted
 
         lengths = np.diff(starts, append=adapted)
-        tiles_of_group = -(-lengths // self.tile_tokens)
-        tiles, tiles_before = int(tiles_of_group.sum()), int(self._counts[0])
-        group = np.repeat(np.arange(groups), tiles_of_group)
-        nth = np.arange(tiles) - np.repeat(
-            np.cumsum(tiles_of_group) - tiles_of_group, tiles_of_group
-        )
-        self._tiles[:tiles, 0] = ordered[starts][group]
-        self._tiles[:tiles, 1] = starts[group] + nth * self.tile_tokens
-        self._tiles[:tiles, 2] = np.minimum(
-            lengths[group] - nth * self.tile_tokens, self.tile_tokens
-        )
-        self._tiles[tiles:tiles_before] = 0
-        self._counts[:3] = tiles, adapted, groups
+        cut = (starts, lengths, ordered[starts])
+        tiles = _cut(self._tiles, int(self._counts[0]), *cut, self.tile_tokens)
+        wide = 0
+        if self.wide_tile_tokens:
+            wide = _cut(self._wide_tiles, int(self._counts[3]), *cut, self.wide_tile_tokens)
+        self._counts[:] = tiles, adapted, groups, wide
+
+
+def _tiles_bound(tokens: int, slots: int, tile_tokens: int) -> int:
+    return min(tokens, tokens // tile_tokens + min(slots, tokens))
+
+
+def _cut(
+    tiles: Int32Array,
+    before: int,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.int64],
+    tile_tokens: int,
+) -> int:
+    """Cuts groups into tiles, empties what the `before` tiles of the last step leave behind."""
+    tiles_of_group = -(-lengths // tile_tokens)
+    count = int(tiles_of_group.sum())
+    group = np.repeat(np.arange(len(starts)), tiles_of_group)
+    nth = np.arange(count) - np.repeat(np.cumsum(tiles_of_group) - tiles_of_group, tiles_of_group)
+    tiles[:count, 0] = slots[group]
+    tiles[:count, 1] = starts[group] + nth * tile_tokens
+    tiles[:count, 2] = np.minimum(lengths[group] - nth * tile_tokens, tile_tokens)
+    tiles[count:before] = 0
+    return count

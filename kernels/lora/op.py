@@ -21,12 +21,28 @@ from .pool import AdapterPool, PoolLayer
 
 SCHEMA = (
     "lora_linear(Tensor(a!) y, Tensor x, Tensor weights, Tensor a_offsets, Tensor b_offsets, "
-    "Tensor ranks, Tensor slice_starts, Tensor counts, Tensor tiles, Tensor order, "
-    "int[] slice_sizes, int tile_tokens, int max_rank) -> ()"
+    "Tensor ranks, Tensor slice_starts, Tensor host_counts, Tensor tiles, Tensor wide_tiles, "
+    "Tensor order, int[] slice_sizes, int tile_tokens, int wide_tile_tokens, int max_rank) -> ()"
 )
 # Kept: a library that is collected takes its ops with it.
-_library: Any = torch.library.Library("lorebase", "DEF")  # type: ignore[no-untyped-call]
-_library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+library: Any = torch.library.Library("lorebase", "DEF")  # type: ignore[no-untyped-call]
+library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def bound_of(pool: AdapterPool, plan: StepPlan) -> int:
+    """The largest rank of a pool that a plan belongs to.
+
+    Raises:
+        ValueError: Pool and plan don't belong together, or the pool takes any rank.
+    """
+    if pool.max_rank is None:
+        raise ValueError("got a pool without max_rank; expected one that bounds its ranks")
+    if pool.slots != plan.slots or pool.buffer.device != plan.block.device:
+        raise ValueError(
+            f"got a plan of {plan.slots} slots on {plan.block.device}; expected {pool.slots} "
+            f"slots on {pool.buffer.device}"
+        )
+    return pool.max_rank
 
 
 class LoraLinear:
@@ -47,14 +63,7 @@ class LoraLinear:
         Raises:
             ValueError: Pool and plan don't belong together, or the pool takes any rank.
         """
-        max_rank = pool.max_rank
-        if max_rank is None:
-            raise ValueError("got a pool without max_rank; expected one that bounds its ranks")
-        if pool.slots != plan.slots or pool.buffer.device != plan.block.device:
-            raise ValueError(
-                f"got a plan of {plan.slots} slots on {plan.block.device}; expected {pool.slots} "
-                f"slots on {pool.buffer.device}"
-            )
+        max_rank = bound_of(pool, plan)
         self._pool, self._layer, self._plan = pool, layer, plan
         self._tables = (
             pool.buffer,
@@ -62,11 +71,13 @@ class LoraLinear:
             layer.b_offsets,
             layer.ranks,
             layer.slice_starts,
-            plan.counts,
+            plan.host_counts,
             plan.tiles,
+            plan.wide_tiles,
             plan.order,
             layer.slice_sizes,
             plan.tile_tokens,
+            plan.wide_tile_tokens,
             max_rank,
         )
 
@@ -110,15 +121,22 @@ def _gpu(
     b_offsets: torch.Tensor,
     ranks: torch.Tensor,
     slice_starts: torch.Tensor,
-    counts: torch.Tensor,
+    host_counts: torch.Tensor,
     tiles: torch.Tensor,
+    wide_tiles: torch.Tensor,
     order: torch.Tensor,
     slice_sizes: Sequence[int],
     tile_tokens: int,
+    wide_tile_tokens: int,
     max_rank: int,
 ) -> None:
+    # An engine captures graphs for steps without any adapter apart: those hold no launch at all.
+    if not int(host_counts[0]):
+        return
     from .gpu import linear
+    from .gpu.config import DECODE_TOKENS
 
+    wide = wide_tile_tokens > 0 and len(x) > DECODE_TOKENS
     linear.run(
         linear.Call(
             y_TN=y,
@@ -128,23 +146,23 @@ def _gpu(
             b_offsets=b_offsets,
             ranks=ranks,
             slice_starts=slice_starts,
-            tiles=tiles,
+            tiles=wide_tiles if wide else tiles,
             order=order,
             slice_sizes=slice_sizes,
-            tile_tokens=tile_tokens,
+            tile_tokens=wide_tile_tokens if wide else tile_tokens,
             max_rank=max_rank,
         )
     )
 
 
-def _nothing(*_: Any) -> None:
+def nothing(*_: Any) -> None:
     """What tracing runs: y changes in place and nothing is returned."""
 
 
 # Read without importing triton, which the CPU otherwise never needs.
-_interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-_library.impl("lora_linear", _gpu if _interpreted else tables.lora_linear, "CPU")
-_library.impl("lora_linear", _gpu, "CUDA")  # AMD's devices have this key too
-torch.library.register_fake("lorebase::lora_linear", _nothing, lib=_library)
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+library.impl("lora_linear", _gpu if INTERPRETED else tables.lora_linear, "CPU")
+library.impl("lora_linear", _gpu, "CUDA")  # AMD's devices have this key too
+torch.library.register_fake("lorebase::lora_linear", nothing, lib=library)
 lora_linear: Any = torch.ops.lorebase.lora_linear
 """The op itself; SCHEMA names its arguments, which are those of `LoraLinear`'s parts."""

@@ -19,30 +19,12 @@ import torch
 
 from . import layout
 from .extents import Extents
+from .extents import PoolFullError as PoolFullError
 from .layout import ALIGNMENT_BYTES, TYPES, Block, PackedAdapter, TableRows, block_of, ranks_of
 from .layout import PoolLayer as PoolLayer
 from .reference import SliceWeights
 
 DTYPES = tuple(TYPES)
-
-
-class PoolFullError(RuntimeError):
-    """The byte budget can't hold another adapter now.
-
-    Attributes:
-        needed_bytes: Size of the adapter's weights for the layer.
-        free_bytes: Bytes free in all holes together.
-        largest_hole_bytes: The biggest single hole.
-    """
-
-    def __init__(self, needed_bytes: int, free_bytes: int, largest_hole_bytes: int) -> None:
-        super().__init__(
-            f"adapter pool is full: needed {needed_bytes} bytes, free {free_bytes}, largest hole "
-            f"{largest_hole_bytes}; evict an adapter or give the pool a larger budget"
-        )
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free_bytes
-        self.largest_hole_bytes = largest_hole_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +70,30 @@ class AdapterPool:
         self.slots, self.dtype, self.device = slots, dtype, torch.device(device)
         self.max_rank, self.points = max_rank, points
         self._unit = ALIGNMENT_BYTES // dtype.itemsize
-        self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
-        elements = max(1, self._extents.capacity) * self._unit  # never without an address
-        self.buffer = torch.empty(elements, dtype=dtype, device=self.device)
+        self._residents: dict[tuple[int, int], _Resident] = {}
+        self.reserve(budget_bytes)
         # Of each slot's weights: a packed adapter may have 16 bits where the pool has 32.
         self.types = torch.full((slots,), TYPES[dtype], dtype=torch.int32, device=self.device)
         self.layers: list[PoolLayer] = []
-        self._residents: dict[tuple[int, int], _Resident] = {}
         self._rows: list[TableRows] = []
         self._adapted: list[int] = []  # slots in use, per layer
+
+    def reserve(self, budget_bytes: int) -> None:
+        """Gives the pool another buffer. Whoever has bound the old one's address must bind anew.
+
+        Raises:
+            ValueError: There are adapters in it.
+        """
+        if self._residents:
+            raise ValueError("got a pool with adapters in it; expected an empty one")
+        self._extents = Extents(budget_bytes // ALIGNMENT_BYTES)
+        elements = max(1, self._extents.capacity) * self._unit  # never without an address
+        self.buffer = torch.empty(elements, dtype=self.dtype, device=self.device)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Size of the buffer."""
+        return self._extents.capacity * ALIGNMENT_BYTES
 
     @property
     def free_bytes(self) -> int:

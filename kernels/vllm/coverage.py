@@ -1,5 +1,6 @@
 """What the kernels do not cover. Reads configurations alone, so that it can be asked beforehand."""
 
+from collections.abc import Collection
 from typing import Any
 
 from ..lora.pool import DTYPES
@@ -16,8 +17,13 @@ def model_not_covered(model: Any) -> str | None:
     return None
 
 
-def not_covered(vllm_config: Any) -> str | None:
-    """Why vLLM's own path must serve an engine, given its VllmConfig; None if ours can."""
+def not_covered(vllm_config: Any, *, uses_op: bool) -> str | None:
+    """Why vLLM's own path must serve an engine; None if ours can.
+
+    Args:
+        vllm_config: Its VllmConfig.
+        uses_op: Whether layers will call the op, as on a GPU, and not the C++ kernel directly.
+    """
     import vllm.envs
     from vllm.config import CompilationMode
 
@@ -30,6 +36,22 @@ def not_covered(vllm_config: Any) -> str | None:
     if vllm.envs.VLLM_LORA_ENABLE_DUAL_STREAM:
         # Its layers call the wrapper with their own stacks, past ours.
         return "VLLM_LORA_ENABLE_DUAL_STREAM is set; unset it to have them"
-    if vllm_config.compilation_config.mode != CompilationMode.NONE:
+    if not uses_op and vllm_config.compilation_config.mode != CompilationMode.NONE:
         return "the model is compiled, and on the CPU they need enforce_eager"
     return model_not_covered(vllm_config.model_config)
+
+
+def refuse_stacked(names: Collection[str]) -> None:
+    """Refuses layers outside the pool, where graphs are captured.
+
+    Their part of a step is decided in Python, which a captured graph never runs again: adapters
+    would be left out, or another step's put in.
+
+    Raises:
+        ValueError: There is such a layer.
+    """
+    if names:
+        raise ValueError(
+            f"got layers that lorebase's kernels can't adapt on this device: {', '.join(names)}; "
+            "set engine.lora_kernels to stock for this model"
+        )

@@ -12,7 +12,7 @@ from .weights import LayerWeights
 
 
 class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
-    """The embedding; on the CPU its adapters are in the pool, elsewhere it takes none.
+    """The embedding with its adapters in the pool.
 
     vLLM's own has stacks as large as the vocabulary times slots times rank, in no budget.
     """
@@ -27,21 +27,11 @@ class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
         """Takes a place in the wrapper's pool."""
         self.punica_wrapper = punica_wrapper
         base: Any = self.base_layer
-        self._vocab, self._on_cpu = base.org_vocab_size, base.weight.device.type == "cpu"
-        if self._on_cpu:
-            self.weights = punica_wrapper.add_embedding(self._vocab, base.embedding_dim)
+        self._vocab = base.org_vocab_size
+        self.weights = punica_wrapper.add_embedding(self._vocab, base.embedding_dim)
 
     def slices(self, lora_a: Any, lora_b: Any) -> list[SliceWeights]:
-        """The embedding's part of an adapter; a smaller vocabulary is padded with zeros.
-
-        Raises:
-            ValueError: The embedding is not on the CPU.
-        """
-        if not self._on_cpu:
-            raise ValueError(
-                "got an adapter of the embedding, which lorebase's kernels serve on the CPU only; "
-                "leave it out of the adapter, or set engine.lora_kernels to stock"
-            )
+        """The embedding's part of an adapter; a smaller vocabulary is padded with zeros."""
         padding = self._vocab - lora_a.shape[1]
         return [(torch.nn.functional.pad(lora_a, (0, padding)), lora_b)]
 
@@ -49,8 +39,7 @@ class PooledVocabEmbedding(VocabParallelEmbeddingWithLoRA):
         """Looks tokens up, with their adapters' deltas."""
         base: Any = self.base_layer
         found: torch.Tensor = base.forward(x)
-        if self._on_cpu:
-            self.weights.apply(found.view(-1, found.shape[-1]), x.reshape(-1))
+        self.weights.apply(found.view(-1, found.shape[-1]), x.reshape(-1))
         return found
 
 

@@ -161,7 +161,8 @@ def make_worker_manager(
     """What vLLM calls in the place of its manager class: the one that the engine wants."""
     options = options_of(vllm_config.additional_config)
     if options.kernels == "lorebase":
-        reason = not_covered(vllm_config)
+        uses_op = device.type != "cpu" or options.kernels_on_cpu == "triton"
+        reason = not_covered(vllm_config, uses_op=uses_op)
         if reason is None:
             return PooledWorkerManager(
                 vllm_config, device, embedding_modules, lora_model_cls, options=options

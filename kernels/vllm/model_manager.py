@@ -10,6 +10,7 @@ from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
 
 from ..lora.layout import PackedAdapter
+from .coverage import refuse_stacked
 from .options import KernelOptions
 from .reader import PlainReader, places_of
 from .registered import Registered, is_packed, pack_into, packed_of
@@ -24,6 +25,7 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         [wrapper] = self.punica_wrapper_mapping.values()
         assert isinstance(wrapper, PooledPunicaWrapper)
         self._weights = wrapper.weights
+        self._weights.reserve()
         self._registered_adapters = Registered(
             self.capacity, self.deactivate_adapter, budget_bytes=options.host_bytes
         )
@@ -38,6 +40,8 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         )
         # Layers that only vLLM's own classes cover.
         self._stacked = {n: m for n, m in self.modules.items() if n not in self._pooled}
+        if self._weights.uses_op:
+            refuse_stacked(self._stacked)
 
     def prepare(self, adapter: LoRAModel) -> None:
         """Merges and packs a parsed adapter. Touches nothing else, so any thread may.
@@ -74,6 +78,10 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         if packed.max_rank > most:
             raise ValueError(f"got an adapter of rank {packed.max_rank}; expected at most {most}")
         pack_into(adapter, packed)
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        """Rank of the adapters that vLLM warms up with: one in every slot must fit the buffer."""
+        return self._weights.rank_that_fits(super().get_dummy_lora_warmup_rank(default_rank))
 
     def is_registered(self, adapter_id: int) -> bool:
         """Whether an adapter is in host memory."""

@@ -22,8 +22,8 @@ class KernelOptions:
     """Most memory for packed adapters, in slots or not; the least recently used one without a
     slot goes first. None: bounded by vLLM's `max_cpu_loras` alone."""
     pool_bytes: int | None = None
-    """Size of a buffer that adapters are copied into when they get a slot. None: there is none,
-    the kernels read them where they are, as those on the CPU can."""
+    """Size of the buffer that adapters are copied into when they get a slot. None: room
+    for any adapter in every slot; the CPU's own kernels have none, and read them where they are."""
     kernels_on_cpu: str = "c++"
     """`c++`, or `triton`: the GPU's kernels, interpreted with TRITON_INTERPRET=1; for tests."""
     prefetch_threads: int = 2

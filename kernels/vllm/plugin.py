@@ -6,7 +6,8 @@ adapter manager which that engine's own options ask for (`options.py`). What els
 with the manager, while it wraps the model (`replaced.py`): nothing is a fork, and engines with
 and without our kernels can live in one process.
 
-Anything unexpected (another vLLM, another device) leaves all of vLLM as it is, with one warning.
+Anything unexpected (another vLLM, another kind of device) leaves all of vLLM as it is, with one
+warning.
 """
 
 import logging
@@ -53,8 +54,30 @@ def _why_not(wanted: str) -> str | None:
 
     if not vllm.__version__.startswith(SUPPORTED):
         return f"vLLM is {vllm.__version__}, they were made for {SUPPORTED}x"
-    if not current_platform.is_cpu():
-        return f"they run on the CPU so far, and the platform is {current_platform.device_name}"
+    if current_platform.is_cpu():
+        return None
+    if not current_platform.is_cuda_alike():
+        return f"they run on CPUs and GPUs, and the platform is {current_platform.device_name}"
+    return _why_no_gpu()
+
+
+def _why_no_gpu() -> str | None:
+    """Why the GPU's kernels can't serve; asks nothing that would start CUDA in this process."""
+    import torch
+    from vllm.platforms import current_platform
+
+    try:
+        import triton  # noqa: F401 (only whether it is there)
+
+        from ..lora.gpu.config import nearest_sm
+    except ImportError as error:
+        return f"they need triton on a GPU: {error}"
+    capability = None if torch.version.hip else current_platform.get_device_capability()
+    if capability is not None:
+        try:
+            nearest_sm(capability.to_int())
+        except ValueError as error:
+            return str(error)
     return None
 
 

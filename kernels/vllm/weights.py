@@ -7,7 +7,7 @@ import torch
 
 from ..lora.cpu import CpuLinear
 from ..lora.embedding import LoraEmbedding
-from ..lora.layout import PackedAdapter, pack
+from ..lora.layout import PackedAdapter, block_of, pack
 from ..lora.metadata import StepPlan
 from ..lora.pool import AdapterPool, PoolLayer
 from ..lora.reference import SliceWeights
@@ -26,18 +26,19 @@ Bind = Callable[[AdapterPool, PoolLayer, StepPlan], Linear]
 
 
 class LayerWeights:
-    """One layer's part of the pool."""
+    """One layer's part of the pool; bound by `ModelWeights.reserve`, which must come first."""
+
+    _linear: Linear
 
     def __init__(self, pool: AdapterPool, layer: PoolLayer, plan: StepPlan, bind: Bind) -> None:
         self.index = layer.index
         self.columns = sum(layer.slice_sizes)
         self.plan = plan
         self._pool, self._layer, self._bind = pool, layer, bind
-        self._linear = bind(pool, layer, plan)
 
-    def over(self, plan: StepPlan) -> "LayerWeights":
-        """The same weights over the rows of another plan."""
-        return LayerWeights(self._pool, self._layer, plan, self._bind)
+    def bind(self) -> None:
+        """Takes the addresses of the pool's buffer and of the plan, which stay."""
+        self._linear = self._bind(self._pool, self._layer, self.plan)
 
     def in_use(self) -> bool:
         """Whether any slot adapts this layer."""
@@ -52,45 +53,114 @@ class ModelWeights:
     """The pool of one model.
 
     On the CPU adapters are served from wherever they were packed: giving one a slot writes a few
-    table rows, whatever its rank. A budget makes it copy them into a buffer of that size instead,
-    as memory of a device needs.
+    table rows, whatever its rank. A device's kernels read its own memory only: there adapters are
+    copied into a buffer, as a budget makes the CPU do, too.
     """
 
     def __init__(
-        self, *, slots: int, max_rank: int, dtype: torch.dtype, options: KernelOptions
+        self,
+        *,
+        slots: int,
+        max_rank: int,
+        dtype: torch.dtype,
+        options: KernelOptions,
+        device: torch.device | str = "cpu",
     ) -> None:
+        """Takes layers from now on, and weights once `reserve` was called.
+
+        Args:
+            slots: Adapters in a step, at most.
+            max_rank: Largest rank that an adapter may have.
+            dtype: Of weights, x and y.
+            options: The engine's.
+            device: Where the model is.
+        """
         self.dtype = dtype
-        self._interpreted = options.kernels_on_cpu == "triton"
+        on_cpu = torch.device(device).type == "cpu"
+        self.uses_op = not on_cpu or options.kernels_on_cpu == "triton"
+        """Whether layers call the op, which compiled and captured graphs can hold."""
+        self._copies = self.uses_op or options.pool_bytes is not None
+        self._pool_bytes = options.pool_bytes
         # The C++ kernel reads 16 bits under float32; the op and a buffer have one type for all.
-        plain = self._interpreted or options.pool_bytes
-        self.keeps_16_bits = dtype == torch.float32 and not plain
+        self.keeps_16_bits = dtype == torch.float32 and not self._copies
         self.pool = AdapterPool(
             slots=slots,
-            budget_bytes=options.pool_bytes or 0,
+            budget_bytes=0,
             dtype=dtype,
+            device=device,
             max_rank=max_rank,
-            points=not options.pool_bytes,
+            points=not self._copies,
         )
+        self._max_rank = max_rank
+        self._layers: list[LayerWeights] = []
 
     def add_layer(
         self, in_features: int, slice_sizes: Sequence[int], plan: StepPlan
     ) -> LayerWeights:
         """Registers a layer."""
-        layer = self.pool.add_layer(in_features, slice_sizes)
-        return LayerWeights(self.pool, layer, plan, self._linear)
+        return self._kept(self.pool.add_layer(in_features, slice_sizes), plan, self._bind_linear)
 
     def add_embedding(self, vocab: int, features: int, plan: StepPlan) -> LayerWeights:
         """Registers an embedding."""
-        layer = self.pool.add_layer(vocab, (features,))
-        return LayerWeights(self.pool, layer, plan, LoraEmbedding)
+        return self._kept(self.pool.add_layer(vocab, (features,)), plan, self._bind_embedding)
+
+    def over(self, weights: LayerWeights, plan: StepPlan) -> LayerWeights:
+        """A layer's weights over the rows of another plan."""
+        return self._kept(self.pool.layers[weights.index], plan, self._bind_linear)
+
+    def reserve(self) -> None:
+        """Reserves the buffer, if there is to be one, and binds all layers to it.
+
+        By default every slot has room for any adapter, as vLLM's own stacks have.
+
+        Raises:
+            ValueError: The engine's `pool_bytes` can't hold an adapter of rank 1 in each slot.
+        """
+        if self._copies:
+            most = self.pool.slots * self.bytes_of_rank(self._max_rank)
+            self.pool.reserve(most if self._pool_bytes is None else self._pool_bytes)
+            if not self.rank_that_fits(1):
+                raise ValueError(
+                    f"got pool_bytes={self._pool_bytes}; expected at least "
+                    f"{self.pool.slots * self.bytes_of_rank(1)}, an adapter of rank 1 in each of "
+                    f"{self.pool.slots} slots. Lower max_loras, or raise it"
+                )
+        for layer in self._layers:
+            layer.bind()
+
+    def bytes_of_rank(self, rank: int) -> int:
+        """What an adapter of that rank in all layers takes of the buffer."""
+        size = self.dtype.itemsize
+        blocks = (block_of(one, [rank] * len(one.slice_sizes), size) for one in self.pool.layers)
+        return sum(block.elements for block in blocks) * size
+
+    def rank_that_fits(self, wanted: int) -> int:
+        """The largest rank up to `wanted` of which the buffer holds an adapter in every slot."""
+        if not self._copies:
+            return wanted
+        room = self.pool.capacity_bytes // self.pool.slots
+        fitting = (r for r in range(wanted, 0, -1) if self.bytes_of_rank(r) <= room)
+        return next(fitting, 0)
 
     def pack(self, weights: Mapping[int, Sequence[SliceWeights]]) -> PackedAdapter:
         """Packs an adapter, given by layer index. Any thread may."""
         return pack(self.pool.layers, weights, dtype=self.dtype)
 
+    def _kept(self, layer: PoolLayer, plan: StepPlan, bind: Bind) -> LayerWeights:
+        self._layers.append(LayerWeights(self.pool, layer, plan, bind))
+        return self._layers[-1]
+
     @property
-    def _linear(self) -> Bind:
-        if not self._interpreted:
+    def _bind_embedding(self) -> Bind:
+        if not self.uses_op:
+            return LoraEmbedding
+        from ..lora.embedding_op import LoraEmbeddingOp
+
+        return LoraEmbeddingOp
+
+    @property
+    def _bind_linear(self) -> Bind:
+        if not self.uses_op:
             return CpuLinear
         from ..lora.op import LoraLinear
 

@@ -9,8 +9,7 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
-from ..lora.cpu.linear import TILE_TOKENS
-from ..lora.metadata import StepPlan
+from ..lora.metadata import DECODE_TILE, PREFILL_TILE, StepPlan
 from .edges import Logits
 from .options import KernelOptions
 from .weights import LayerWeights, ModelWeights
@@ -49,10 +48,18 @@ class PooledPunicaWrapper(PunicaWrapperBase):
             max_rank=config.max_lora_rank,
             dtype=config.lora_dtype,
             options=options,
+            device=device,
         )
-        rows = max(max_num_batched_tokens, max_batches)
+        # As vLLM rounds up: a captured graph may have a few rows more than the largest step.
+        rows = -(-max(max_num_batched_tokens, max_batches) // 8) * 8
         self._tokens, self._samples, self._prompts = (
-            StepPlan(max_tokens=rows, slots=config.max_loras, tile_tokens=TILE_TOKENS)
+            StepPlan(
+                max_tokens=rows,
+                slots=config.max_loras,
+                tile_tokens=DECODE_TILE,
+                wide_tile_tokens=PREFILL_TILE if self.weights.uses_op else 0,
+                device=device,
+            )
             for _ in range(3)
         )
         self._token_slots: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -68,7 +75,8 @@ class PooledPunicaWrapper(PunicaWrapperBase):
     def add_logits(self, features: int, vocab: int) -> Logits:
         """Registers lm_head in the pool; it runs over other rows than the step's tokens."""
         samples = self.weights.add_layer(features, (vocab,), self._samples)
-        return Logits(samples, samples.over(self._prompts), lambda: self._token_slots)
+        prompts = self.weights.over(samples, self._prompts)
+        return Logits(samples, prompts, lambda: self._token_slots)
 
     def update_metadata(
         self,
@@ -85,9 +93,10 @@ class PooledPunicaWrapper(PunicaWrapperBase):
         self._tokens.fill(tokens)
         self._samples.fill(samples)
         self._token_slots = tokens
-        # What inherited code looks up.
-        self._token_lora_indices[: len(tokens)] = torch.from_numpy(tokens)
-        self._sampler_indices[: len(samples)] = torch.from_numpy(samples)
+        # What inherited code looks up, of layers outside the pool.
+        if self._token_lora_indices.device.type == "cpu":
+            self._token_lora_indices[: len(tokens)] = torch.from_numpy(tokens)
+            self._sampler_indices[: len(samples)] = torch.from_numpy(samples)
         self.indices_len[:] = (len(tokens), len(samples), len(samples), len(tokens))
         self.no_lora = self._tokens.num_groups == 0
         self.is_prefill = False

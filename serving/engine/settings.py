@@ -11,13 +11,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ConcreteDtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["async", "inprocess"]
 SchedulerName = Literal["preempting", "priority"]
-LoraKernels = Literal["lorebase", "stock"]
+LoraKernels = Literal["auto", "lorebase", "stock"]
 Device = Literal["cpu", "cuda"]
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BACKENDS = ("async", "inprocess")
 _SCHEDULERS = ("preempting", "priority")
-_LORA_KERNELS = ("lorebase", "stock")
+_LORA_KERNELS = ("auto", "lorebase", "stock")
 _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """x86 names, and `bf16` as ARM spells it in /proc/cpuinfo."""
 
@@ -36,11 +36,12 @@ class EngineSettings:
     scheduler: SchedulerName = "preempting"
     """`preempting` takes slots, adapter slots and KV blocks away from background requests when
     the foreground waits; `priority` is vLLM's own, which only reorders the queue."""
-    lora_kernels: LoraKernels = "lorebase"
+    lora_kernels: LoraKernels = "auto"
     """Whose LoRA code serves. `lorebase`: ours (lorebase.kernels), at each adapter's true rank;
-    what it does not cover (other vLLM versions, GPUs so far, mixtures of experts) falls back to
-    vLLM's with one warning. `stock`: vLLM's own, except that base requests never get another
-    tenant's weights (see vllm_isolation)."""
+    what it does not cover (other vLLM versions, mixtures of experts) falls back to vLLM's with
+    one warning. `stock`: vLLM's own, except that base requests never get another tenant's weights
+    (see vllm_isolation). `auto`: ours on the CPU, and vLLM's on a GPU, where ours were compiled
+    and interpreted but have not run inside vLLM yet."""
     dtype: Dtype = "auto"
     """See `resolve_dtype`."""
     max_model_len: int = 2048
@@ -208,7 +209,7 @@ def kernels_environment(settings: EngineSettings) -> dict[str, str]:
     engines with and without can share a process. An operator's `LOREBASE_LORA_KERNELS=stock`
     keeps them out of all.
     """
-    return {"LOREBASE_LORA_KERNELS": "lorebase"} if settings.lora_kernels == "lorebase" else {}
+    return {"LOREBASE_LORA_KERNELS": "lorebase"} if settings.lora_kernels != "stock" else {}
 
 
 def apply_environment(values: dict[str, str]) -> None:

@@ -63,7 +63,7 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enable_lora=True,
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
         additional_config=KernelOptions(
-            kernels=settings.lora_kernels, host_bytes=settings.adapter_host_bytes
+            kernels=wanted_kernels(settings), host_bytes=settings.adapter_host_bytes
         ).additional_config(),
         worker_extension_cls=f"{__package__}.vllm_worker.WorkerExtension",
         # Sampling comes from the request alone, not from the base's generation_config.json.
@@ -86,7 +86,7 @@ def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:
     Whether those will serve is asked of the model itself: vLLM's own pad every slot.
     """
     # vLLM calls plugins once a process: too early if a stock engine was here before.
-    ours = settings.lora_kernels == "lorebase" and plugin.register()
+    ours = wanted_kernels(settings) == "lorebase" and plugin.register()
     return adapter_slots(
         settings,
         base_shapes(Path(settings.model_path)),
@@ -95,6 +95,13 @@ def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:
         and current_platform.is_cpu()
         and model_not_covered(arguments.create_model_config()) is None,
     )
+
+
+def wanted_kernels(settings: EngineSettings) -> str:
+    """Returns whose LoRA code an engine on this machine's device asks for."""
+    if settings.lora_kernels != "auto":
+        return settings.lora_kernels
+    return "lorebase" if current_platform.is_cpu() else "stock"
 
 
 def engine_dtype(settings: EngineSettings) -> ConcreteDtype:

@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from lorebase.kernels.lora.embedding_op import LoraEmbeddingOp, lora_embedding
 from lorebase.kernels.lora.gpu import linear
-from lorebase.kernels.lora.gpu.config import Expand, Fused, Shrink, tile_tokens_for
+from lorebase.kernels.lora.gpu.config import (
+    DECODE_TILE,
+    DECODE_TOKENS,
+    PREFILL_TILE,
+    Expand,
+    Fused,
+    Shrink,
+    tile_tokens_for,
+)
 from lorebase.kernels.lora.op import LoraLinear
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.kernels.lora.reference import lora_reference
@@ -304,3 +313,96 @@ def test_rounding_is_torchs_also_for_extremes() -> None:
     case.plan.fill([0])
     linear.run(_call(case, y, x), SMALL_SPLIT)
     assert torch.equal(y.nan_to_num(7.0, 8.0, 9.0), expected.nan_to_num(7.0, 8.0, 9.0))
+
+
+@pytest.mark.parametrize("tokens", [1, DECODE_TOKENS, DECODE_TOKENS + 1, 300])
+def test_long_steps_run_over_wide_tiles(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _case(
+        [(3,), (5,)],
+        features=11,
+        slices=(29,),
+        max_tokens=304,
+        wide_tile_tokens=PREFILL_TILE,
+    )
+    seen, run = list[int](), linear.run
+
+    def kept(call: linear.Call) -> None:
+        seen.append(call.tile_tokens)
+        run(call)
+
+    monkeypatch.setattr(linear, "run", kept)
+    _check(case, [(t // 90) % 3 - 1 for t in range(tokens)] if tokens > 1 else [1])
+    assert seen == [PREFILL_TILE if tokens > DECODE_TOKENS else DECODE_TILE]
+
+
+def test_a_step_without_any_adapter_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _case([(3,), (5,)], features=11, slices=(29,))
+
+    def never(_: linear.Call) -> None:
+        raise AssertionError("a captured graph of such a step would hold launches")
+
+    monkeypatch.setattr(linear, "run", never)
+    _check(case, [-1] * 9)
+
+
+VOCAB, EMBEDDED = 53, 24
+"""Of the embedding below."""
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 5, 63, 300])
+def test_an_embeddings_tokens_get_their_own_adapters_rows(
+    tokens: int, dtype: torch.dtype, ids_dtype: torch.dtype
+) -> None:
+    case = _case(
+        [(8,), (0,), (3,), (40,)],
+        features=VOCAB,
+        slices=(EMBEDDED,),
+        dtype=dtype,
+        max_tokens=304,
+        wide_tile_tokens=PREFILL_TILE,
+    )
+    apply = LoraEmbeddingOp(case.pool, case.layer, case.plan)
+    slots = [(3 * t + t // 7) % 5 - 1 for t in range(tokens)]
+    y, _ = case.inputs(slots, strided=True)
+    ids = torch.randint(0, VOCAB, (tokens,), generator=case.rng).to(DEVICE, ids_dtype)
+    before = y.clone()
+    case.plan.fill(slots)
+    apply(y, ids)
+    one_hot = torch.nn.functional.one_hot(ids.long(), VOCAB).to(dtype)
+    expected = _expected(case, before, one_hot, slots)
+    assert torch.allclose(y.double().cpu(), expected, atol=2 * TOLERANCE[dtype], rtol=1e-2)
+    base = [row for row, slot in enumerate(slots) if slot < 0]
+    assert y[base].equal(before[base])
+
+
+@pytest.mark.parametrize("wrong", ["rows", "dtype", "stride"])
+def test_foreign_ids_are_refused_before_a_launch(wrong: str) -> None:
+    case = _case([(4,)], features=VOCAB, slices=(EMBEDDED,))
+    y, _ = case.inputs([0, 0])
+    case.plan.fill([0, 0])
+    ids = {
+        "rows": torch.tensor([1]),
+        "dtype": torch.tensor([1.0, 2.0]),
+        "stride": torch.tensor([1, 0, 2, 0])[::2],
+    }[wrong]
+    with pytest.raises(ValueError, match=r"got ids .*expected 2 integers"):
+        LoraEmbeddingOp(case.pool, case.layer, case.plan)(y, ids.to(DEVICE))
+
+
+def test_the_embeddings_op_is_registered_right() -> None:
+    case = _case([(8,), (3,)], features=VOCAB, slices=(EMBEDDED,))
+    y, _ = case.inputs([0, 1, -1])
+    case.plan.fill([0, 1, -1])
+    layer, plan = case.layer, case.plan
+    passed = torch.library.opcheck(
+        lora_embedding.default,
+        (
+            *(y.nan_to_num(), torch.tensor([3, 0, 52], device=DEVICE), case.pool.buffer),
+            *(layer.a_offsets, layer.b_offsets, layer.ranks, layer.slice_starts),
+            *(plan.host_counts, plan.tiles, plan.wide_tiles, plan.order),
+            *(VOCAB, plan.tile_tokens, plan.wide_tile_tokens, 8),
+        ),
+    )
+    assert set(passed.values()) == {"SUCCESS"}

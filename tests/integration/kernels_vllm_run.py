@@ -1,8 +1,9 @@
 """One vLLM engine in a process of its own: plugins are decided once per process.
 
 Usage: python -m tests.integration.kernels_vllm_run <plan.json> <out.json>. The plan names the
-base, adapters by name, options of the kernels, and two kinds of batches, both lists of
-[text, adapter name or null]: `batches` are answered greedily, `forced` are scored as they are.
+base, adapters by name, options of the kernels, whether the model is traced by torch.compile, and
+two kinds of batches, both lists of [text, adapter name or null]: `batches` are answered greedily,
+`forced` are scored as they are.
 """
 
 import json
@@ -17,6 +18,8 @@ def main(plan_path: str, out_path: str) -> None:
     from vllm.lora.request import LoRARequest
 
     plan = json.loads(Path(plan_path).read_text())
+    if plan["compiled"]:
+        _trace_once()
     requests = {
         name: LoRARequest(name, number, path)
         for number, (name, path) in enumerate(plan["adapters"].items(), start=1)
@@ -28,7 +31,7 @@ def main(plan_path: str, out_path: str) -> None:
         max_num_batched_tokens=256,
         max_num_seqs=16,
         block_size=32,
-        enforce_eager=True,
+        enforce_eager=not plan["compiled"],
         enable_prefix_caching=False,
         enable_lora=True,
         max_loras=plan["slots"],
@@ -62,6 +65,22 @@ def main(plan_path: str, out_path: str) -> None:
     Path(out_path).write_text(json.dumps({"answers": answers, "scores": scores, "facts": facts}))
 
 
+def _trace_once() -> None:
+    """Makes vLLM trace the model into one graph, as on a GPU: on a CPU with LoRA it won't."""
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    platform: Any = type(current_platform)
+    theirs = platform.check_and_update_config
+
+    def traced(config: Any) -> None:
+        theirs(config)
+        config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        config.compilation_config.backend = "eager"
+
+    platform.check_and_update_config = staticmethod(traced)
+
+
 def _scores(output: Any) -> list[list[float]]:
     """Log probabilities [text's tokens - 1, vocabulary] of what follows each token but the last."""
     return [
@@ -84,6 +103,7 @@ def _facts(model: Any) -> dict[str, Any]:
         "wrapper": type(wrapper).__name__,
         "layers": sorted({type(module).__name__ for module in manager.modules.values()}),
         "kernel": type(layer.weights._linear).__name__,
+        "compiled": bool(getattr(model.model, "compiled", False)),
         "held_bytes": manager._registered_adapters.used_bytes,
         "padded_bytes": padded * len(manager),
         "buffer_used_bytes": pool.used_bytes,

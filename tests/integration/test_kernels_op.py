@@ -24,8 +24,8 @@ def _tables(case: Case) -> tuple[Any, ...]:
     return (
         case.pool.buffer,
         *(layer.a_offsets, layer.b_offsets, layer.ranks, layer.slice_starts),
-        *(plan.counts, plan.tiles, plan.order),
-        *(layer.slice_sizes, plan.tile_tokens, 64),
+        *(plan.host_counts, plan.tiles, plan.wide_tiles, plan.order),
+        *(layer.slice_sizes, plan.tile_tokens, plan.wide_tile_tokens, 64),
     )
 
 

@@ -90,6 +90,7 @@ def _run(folder: Path, files: dict[str, Path], **changes: Any) -> dict[str, Any]
         "batches": SOLO + MIXED,
         "forced": FORCED,
         "options": {},
+        "compiled": False,
         "dtype": "float32",
         **changes,
     }
@@ -243,3 +244,25 @@ def test_the_gpus_kernels_interpreted_give_the_same_tokens(
     assert interpreted["facts"]["kernel"] == "LoraLinear"
     expected = run["answers"][len(SOLO) : len(SOLO) + len(batches)]
     assert interpreted["answers"] == [[one[:tokens] for one in batch] for batch in expected]
+
+
+def test_in_a_model_traced_to_one_graph_they_do_too(
+    run: dict[str, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    # As on a GPU, where vLLM compiles: the graph of the first step serves all others. With the
+    # embedding's and lm_head's adapter, and a buffer of the default size.
+    pytest.importorskip("triton")
+    batches, tokens = [MIXED[3], MIXED[2]], 2
+    traced = _run(
+        tmp_path,
+        files,
+        options={"kernels_on_cpu": "triton"},
+        compiled=True,
+        batches=batches,
+        forced=[],
+        tokens=tokens,
+    )
+    assert traced["facts"]["compiled"]
+    assert traced["facts"]["kernel"] == "LoraLinear"
+    expected = [run["answers"][len(SOLO) + index] for index in (3, 2)]
+    assert traced["answers"] == [[one[:tokens] for one in batch] for batch in expected]

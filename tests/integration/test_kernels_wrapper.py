@@ -74,6 +74,7 @@ def test_stacked_weights_of_layers_outside_the_pool_follow_the_formula() -> None
 
 def _logits(wrapper: "PooledPunicaWrapper", dtype: torch.dtype = torch.float32) -> Any:
     logits, weights = wrapper.add_logits(HIDDEN, VOCAB), _weights(VOCAB, dtype)
+    wrapper.weights.reserve()
     pool = wrapper.weights.pool
     for slot, of_slot in weights.items():
         pool.assign(slot, pack(pool.layers, {logits.samples.index: of_slot}, dtype=dtype))

@@ -25,6 +25,7 @@ class Case:
         dtype: torch.dtype = torch.float32,
         max_tokens: int = 64,
         tile_tokens: int = TILE_TOKENS,
+        wide_tile_tokens: int = 0,
         max_rank: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -36,7 +37,11 @@ class Case:
         self.pool.buffer.fill_(torch.nan)  # what no adapter wrote must not be read
         self.layer: PoolLayer = self.pool.add_layer(features, slices)
         self.plan = StepPlan(
-            max_tokens=max_tokens, slots=len(ranks), tile_tokens=tile_tokens, device=device
+            max_tokens=max_tokens,
+            slots=len(ranks),
+            tile_tokens=tile_tokens,
+            wide_tile_tokens=wide_tile_tokens,
+            device=device,
         )
         self.weights: dict[int, list[SliceWeights]] = {}
         for slot, of_slices in enumerate(ranks):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorebase.kernels.vllm.coverage import model_not_covered
+from lorebase.kernels.vllm.coverage import model_not_covered, refuse_stacked
 
 COVERED = {
     "dtype": torch.bfloat16,
@@ -31,3 +31,9 @@ def test_a_text_generator_is_covered() -> None:
 )
 def test_other_models_are_not_and_it_says_why(change: dict[str, Any], words: str) -> None:
     assert words in str(model_not_covered(SimpleNamespace(**{**COVERED, **change})))
+
+
+def test_where_graphs_are_captured_every_layer_must_be_in_the_pool() -> None:
+    refuse_stacked([])
+    with pytest.raises(ValueError, match=r"layers\.0\.router.*lora_kernels to stock"):
+        refuse_stacked(["layers.0.router"])

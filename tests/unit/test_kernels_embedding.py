@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lorebase.kernels.lora.embedding import LoraEmbedding
+from lorebase.kernels.lora.embedding_op import LoraEmbeddingOp
 from lorebase.kernels.lora.layout import pack
 from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.pool import AdapterPool
@@ -64,3 +65,20 @@ def test_elsewhere_than_on_the_cpu_it_is_refused() -> None:
     layer = pool.add_layer(VOCAB, (FEATURES,))
     with pytest.raises(ValueError, match="expected the CPU"):
         LoraEmbedding(pool, layer, StepPlan(max_tokens=4, slots=1))
+
+
+@pytest.mark.parametrize(
+    ("points", "slices", "slots", "words"),
+    [
+        (True, (FEATURES,), 1, "expected a buffer"),
+        (False, (FEATURES, 8), 1, "one slice"),
+        (False, (FEATURES,), 2, "expected 1 slots"),
+    ],
+)
+def test_the_op_takes_one_slice_of_a_buffer_and_a_plan_of_its_slots(
+    points: bool, slices: tuple[int, ...], slots: int, words: str
+) -> None:
+    pool = AdapterPool(slots=1, budget_bytes=64, dtype=torch.float32, points=points, max_rank=4)
+    layer = pool.add_layer(VOCAB, slices)
+    with pytest.raises(ValueError, match=words):
+        LoraEmbeddingOp(pool, layer, StepPlan(max_tokens=4, slots=slots))

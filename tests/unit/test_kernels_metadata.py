@@ -11,8 +11,10 @@ SLOTS = 5
 token_slots = st.lists(st.integers(-1, SLOTS - 1), max_size=70)
 
 
-def _plan(tile_tokens: int = 16, max_tokens: int = 70) -> StepPlan:
-    return StepPlan(max_tokens=max_tokens, slots=SLOTS, tile_tokens=tile_tokens)
+def _plan(tile_tokens: int = 16, max_tokens: int = 70, wide: int = 0) -> StepPlan:
+    return StepPlan(
+        max_tokens=max_tokens, slots=SLOTS, tile_tokens=tile_tokens, wide_tile_tokens=wide
+    )
 
 
 @given(slots=token_slots, tile_tokens=st.integers(1, 20))
@@ -32,6 +34,26 @@ def test_tiles_cover_each_adapted_token_once_and_nothing_else(
     assert plan.counts[1] == len(seen)
     assert plan.tokens == len(slots)
     assert plan.num_tiles <= plan.tiles_bound(len(slots)) <= plan.max_tiles
+
+
+@settings(max_examples=40)
+@given(steps=st.lists(token_slots, min_size=1, max_size=3), wide=st.integers(1, 80))
+def test_wide_tiles_are_what_a_plan_of_that_size_alone_has(
+    steps: list[list[int]], wide: int
+) -> None:
+    both, alone = _plan(4, wide=wide), _plan(wide)
+    for slots in steps:
+        both.fill(slots)
+        alone.fill(slots)
+    assert both.wide_tiles.tolist() == alone.tiles.tolist()
+    assert both.counts[3] == alone.num_tiles
+    assert both.host_counts.tolist() == both.counts.tolist()
+    assert both.num_tiles >= alone.num_tiles or wide < 4
+
+
+def test_a_plan_without_wide_tiles_takes_no_memory_for_them() -> None:
+    assert _plan().wide_tiles.shape == (0, 3)
+    assert _plan(wide=64).block.numel() - _plan().block.numel() == 3 * _plan(64).max_tiles
 
 
 @settings(max_examples=40)
@@ -89,7 +111,10 @@ def test_a_refused_step_leaves_the_plan_before_it(slots: list[int], message: str
     assert plan.tokens == 3
 
 
-@pytest.mark.parametrize("bad", ["max_tokens", "slots", "tile_tokens"])
-def test_sizes_below_one_are_refused(bad: str) -> None:
+@pytest.mark.parametrize("bad", ["max_tokens", "slots", "tile_tokens", "wide_tile_tokens"])
+def test_sizes_that_are_none_are_refused(bad: str) -> None:
     with pytest.raises(ValueError, match=bad):
-        StepPlan(**{"max_tokens": 4, "slots": 2, "tile_tokens": 2, bad: 0})
+        StepPlan(**{"max_tokens": 4, "slots": 2, "tile_tokens": 2, bad: -1})
+    if bad != "wide_tile_tokens":
+        with pytest.raises(ValueError, match=bad):
+            StepPlan(**{"max_tokens": 4, "slots": 2, "tile_tokens": 2, bad: 0})

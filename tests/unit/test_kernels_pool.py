@@ -243,3 +243,18 @@ def test_the_reference_is_the_formula_and_leaves_other_rows_alone() -> None:
     assert out[1:].equal(y[1:].double())
     with pytest.raises(ValueError, match="columns"):
         lora_reference(y, x, [0, -1, 3], {0: weights}, (5, 4))
+
+
+def test_an_empty_pool_can_be_given_another_buffer() -> None:
+    pool = AdapterPool(slots=1, budget_bytes=0, dtype=torch.float32)
+    layer = pool.add_layer(4, (4,))
+    pair = (torch.ones(2, 4), torch.ones(4, 2))
+    with pytest.raises(PoolFullError):
+        pool.put(layer, 0, [pair])
+    pool.reserve(256)
+    assert pool.capacity_bytes == pool.free_bytes == 256
+    pool.put(layer, 0, [pair])
+    with pytest.raises(ValueError, match="expected an empty one"):
+        pool.reserve(512)
+    assert pool.capacity_bytes == 256
+    assert pool.read(layer, 0)[0] is not None

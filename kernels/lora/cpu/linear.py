@@ -4,14 +4,12 @@ import ctypes
 
 import torch
 
-from ..metadata import StepPlan
+from ..metadata import DECODE_TILE, StepPlan
 from ..pool import AdapterPool, PoolLayer
 from .fallback import lora_linear_in_torch, warn_of_torch
 from .native import DTYPES, Isa, LayerTables, StepTables, best_isa, check, library
 
-# Small enough that a decode step's groups are one tile each and a prompt gives several threads
-# work; large enough that a block of B is used 16 times per load.
-TILE_TOKENS = 16
+TILE_TOKENS = DECODE_TILE
 
 
 class CpuLinear:

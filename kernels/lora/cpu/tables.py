@@ -19,9 +19,11 @@ def lora_linear(
     slice_starts: torch.Tensor,
     counts: torch.Tensor,
     tiles: torch.Tensor,
+    wide_tiles: torch.Tensor,
     order: torch.Tensor,
     slice_sizes: Sequence[int],
     tile_tokens: int,
+    wide_tile_tokens: int,
     max_rank: int,
 ) -> None:
     """Adds every token's own delta to y in place; the op's schema, of which a CPU needs less.
@@ -30,17 +32,7 @@ def lora_linear(
         ValueError: Row counts, columns, strides or dtypes differ.
         MemoryError: No memory for a few KiB of scratch per thread.
     """
-    for name, tensor, expected in (("y", y_TN, sum(slice_sizes)), ("x", x_TK, x_TK.shape[-1])):
-        if (
-            tensor.dim() != 2
-            or tensor.shape != (len(x_TK), expected)
-            or tensor.stride(1) != 1
-            or tensor.dtype != weights.dtype
-        ):
-            raise ValueError(
-                f"got {name} {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}; "
-                f"expected {len(x_TK)} rows of {expected} columns of unit stride, {weights.dtype}"
-            )
+    _check(y_TN, x_TK, weights.dtype, sum(slice_sizes))
     if not int(counts[0]):
         return
     loaded = library()
@@ -74,3 +66,17 @@ def lora_linear(
         int(isa),
     )
     check(code)
+
+
+def _check(y_TN: torch.Tensor, x_TK: torch.Tensor, dtype: torch.dtype, columns: int) -> None:
+    for name, tensor, expected in (("y", y_TN, columns), ("x", x_TK, x_TK.shape[-1])):
+        if (
+            tensor.dim() != 2
+            or tensor.shape != (len(x_TK), expected)
+            or tensor.stride(1) != 1
+            or tensor.dtype != dtype
+        ):
+            raise ValueError(
+                f"got {name} {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}; "
+                f"expected {len(x_TK)} rows of {expected} columns of unit stride, {dtype}"
+            )

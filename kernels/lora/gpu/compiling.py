@@ -34,7 +34,7 @@ class Variant:
     @property
     def loads_wide(self) -> bool:
         """Whether its memory is aligned so that no thread need load less than 4 bytes."""
-        return dict(self.blocks).get("ALIGN_N", 16) > 1
+        return self.kernel != "lookup" and dict(self.blocks).get("ALIGN_N", 16) > 1
 
     @property
     def key(self) -> str:
@@ -94,9 +94,12 @@ def launches(row: Row, align_n: int) -> list[tuple[str, Fused | Shrink | Expand,
     shrink, expand = kernels
     first = {"BLOCK_M": row.tile_tokens, "BLOCK_R": shrink.block_r, "BLOCK_K": shrink.block_k}
     second = {"BLOCK_M": row.tile_tokens, "BLOCK_R": expand.block_r, "BLOCK_N": expand.block_n}
+    parts = {"SPLIT_K": shrink.split_k}
+    rows = {"BLOCK_M": row.tile_tokens, "BLOCK_R": expand.block_r}
     return [
-        ("shrink", shrink, {**first, "SPLIT_K": shrink.split_k}),
-        ("expand", expand, {**second, "SPLIT_K": shrink.split_k, "ALIGN_N": align_n}),
+        ("shrink", shrink, {**first, **parts}),
+        ("lookup", expand, {**rows, **parts}),
+        ("expand", expand, {**second, **parts, "ALIGN_N": align_n}),
     ]
 
 
@@ -110,12 +113,13 @@ def compile_variant(variant: Variant) -> Resources:
     from triton import knobs
     from triton.compiler import ASTSource
 
-    from . import expand, fused, parts, shrink
+    from . import expand, fused, lookup, parts, shrink
 
     if parts.INTERPRETED.value:
         raise RuntimeError("got TRITON_INTERPRET=1; expected it unset where kernels are compiled")
     kernel = {
         "shrink": shrink.lora_shrink,
+        "lookup": lookup.lora_lookup,
         "expand": expand.lora_expand,
         "fused": fused.lora_fused,
     }[variant.kernel]

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from ..metadata import DECODE_TILE, PREFILL_TILE
+
 TABLES = Path(__file__).parent / "configs"
-DECODE_TILE, PREFILL_TILE = 16, 64
-"""The plan's tile_tokens that the tables have rows for."""
 DECODE_TOKENS = 256
 """Steps up to here are better cut into small tiles: there are few tokens for each adapter."""
 
@@ -154,15 +154,17 @@ class Table:
     """The device that `tune` chose the rows on; None: chosen by reasoning about bytes."""
     rows: tuple[Row, ...]
 
-    def find(self, *, itemsize: int, tile_tokens: int, tokens: int, rank: int) -> Row:
-        """The first row that admits the call.
+    def find(
+        self, *, itemsize: int, tile_tokens: int, tokens: int, rank: int, split: bool = False
+    ) -> Row:
+        """The first row that admits the call; with `split` the first whose kernels are two.
 
         Raises:
             ValueError: None does.
         """
         call = {"itemsize": itemsize, "tile_tokens": tile_tokens, "tokens": tokens, "rank": rank}
         for row in self.rows:
-            if row.admits(**call):
+            if row.admits(**call) and not (split and isinstance(row.kernels, Fused)):
                 return row
         raise ValueError(
             f"got {call}; expected a call that a row of configs/{self.arch}.json admits"
