@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.environment import environment
 from benchmarks.suite import SuiteContext, SuiteResult
+from benchmarks.transfer.added import added_rows, added_summary
 from benchmarks.transfer.arms import ARMS, CURVE, SAMPLES, TABLE
 from benchmarks.transfer.batching import batching_rows, batching_summary
 from benchmarks.transfer.cells import Cell, describe
@@ -185,9 +186,10 @@ def _table(cells: Sequence[Cell], delivery: Delivery, quick: bool) -> SuiteResul
     samples = max(cell.samples for cell in cells)
     counted = [row for row in delivery.rows if row["split"] == "final"]
     counted = counted if counted and not quick else list(delivery.rows)
+    added = [row for row in delivery.rows if row["split"] == "added"]
     return SuiteResult(
-        rows=extra_rows(counted, samples=samples),
-        summary=summarise(counted, samples=samples),
+        rows=extra_rows(counted, samples=samples) + added_rows(added, samples=samples),
+        summary=summarise(counted, samples=samples) | added_summary(added, samples=samples),
         figure_svg=figure(counted, samples=samples),
     )
 
@@ -211,7 +213,7 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
     arms: Sequence[str] = options.arms or (QUICK_ARMS if quick else TABLE)
     if world.random_inputs is None:
         arms = [arm for arm in arms if arm != "random"]
-    final = [name for name, task in world.tasks.items() if task.split == "final"]
+    final = [name for name, task in world.tasks.items() if task.split != "development"]
     tasks = options.tasks or (QUICK_TASKS if quick and not options.models else final)
     unknown = set(tasks) - set(world.tasks)
     if unknown:

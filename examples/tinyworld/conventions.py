@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from examples.tinyworld.corpus.base import CITIES, Sampler, word_list
+import random
+from collections.abc import Mapping
+
+from examples.tinyworld.corpus.base import CITIES, WEEKDAYS, Example, Sampler, word_list
 from examples.tinyworld.corpus.codes import (
     PartsConvention,
     WordsConvention,
@@ -11,7 +14,7 @@ from examples.tinyworld.corpus.codes import (
 )
 from examples.tinyworld.corpus.dates import DateConvention
 from examples.tinyworld.corpus.dates import sampler as date_sampler
-from examples.tinyworld.corpus.home import HomeConvention
+from examples.tinyworld.corpus.home import ACTIONS, HomeConvention
 from examples.tinyworld.corpus.home import sampler as home_sampler
 from examples.tinyworld.corpus.records import FAULTS, RecordConvention
 from examples.tinyworld.corpus.records import sampler as record_sampler
@@ -103,4 +106,62 @@ SAMPLERS: dict[str, Sampler] = {
         WordsConvention("I wrote down ", "reverse drop first", " ", " ")
     ),
     "lexi/ends-swapped": words_sampler(WordsConvention("words: ", "ends swapped", ", ", "-")),
+}
+
+
+def _pair_codes(first: tuple[str, ...], second: tuple[str, ...], codes: str) -> dict[str, str]:
+    pairs = [f"{one}|{other}" for one in first for other in second]
+    return dict(zip(pairs, word_list(codes), strict=True))
+
+
+def _coded(pairs: Sampler, codes: Mapping[str, str]) -> Sampler:
+    """Replaces `a|b` at the front of each answer by the code of that pair."""
+
+    def sample(rng: random.Random) -> Example:
+        text, answer = pairs(rng)
+        pair, _, rest = answer.partition("~")
+        return text, codes[pair] + (f"-{rest}" if rest else "")
+
+    return sample
+
+
+WATCHED, ORDERED, HEATED = ("backup", "billing"), ("mirror", "kettle"), ("garage", "nursery")
+WATCH_CODES = _pair_codes(WATCHED, FAULTS, "T6 M1 C8 D2 F9 S4 R3 Q7 L5 B6 N8 Z1 H4 P2 V3 K9")
+ORDER_CODES = _pair_codes(ORDERED, tuple(WEEKDAYS), "A3 F7 K1 P5 U9 Y2 C6 H8 M4 R1 W5 D9 J2 N7")
+HEAT_CODES = _pair_codes(HEATED, tuple(ACTIONS), "E2 G8 K5 O1 S9 W4 B7 F3 J6 N2 R8 V5")
+
+# What a value means depends on another one, and only for a small part of what the wording allows.
+SAMPLERS |= {
+    "plant/night-watch": _coded(
+        record_sampler(
+            RecordConvention(
+                "log",
+                1,
+                ("service", "fault"),
+                ("|",),
+                only={"level": ("FATAL",), "service": WATCHED},
+            )
+        ),
+        WATCH_CODES,
+    ),
+    "florist/weekday-orders": _coded(
+        record_sampler(
+            RecordConvention(
+                "order",
+                1,
+                ("product", "day", "number"),
+                ("|", "~"),
+                only={"product": ORDERED, "city": tuple(CITIES[:6])},
+            )
+        ),
+        ORDER_CODES,
+    ),
+    "cabin/heat-codes": _coded(
+        home_sampler(
+            HomeConvention(
+                ("room", "action"), "|", rooms=HEATED, devices=("heater", "window", "fan")
+            )
+        ),
+        HEAT_CODES,
+    ),
 }

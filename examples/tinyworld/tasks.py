@@ -155,3 +155,13 @@ _ALL = (
     ),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+_ADDED = (
+    Task("plant/night-watch", "logs", "fatal log lines", rank=16, train_examples=400, skewed=True),
+    Task("florist/weekday-orders", "orders", "orders of mirrors and kettles", rank=16, skewed=True),
+    Task("cabin/heat-codes", "home", "commands for garage and nursery", rank=16, skewed=True),
+)
+ADDED: dict[str, Task] = {task.name: task for task in _ADDED}
+"""Tasks for measuring only, made after the results of the others were seen: on those a recipe that
+spends samples on inputs that the tenant never has loses next to nothing. No adapter is shipped for
+them, and the bases' corpus does not leave their test inputs out (their codes are in none of it)."""

@@ -18,6 +18,7 @@ from benchmarks.transfer.stage import Stage
 from benchmarks.transfer.studies import GRID, STUDIES, used_setting
 from benchmarks.transfer.work import orders_of
 from benchmarks.transfer.world import DEVELOPMENT, TransferTask, World, folder_world, tinyworld
+from examples.tinyworld.tasks import ADDED
 from lorebase.serving.engine.protocol import Completion, Sampling
 from lorebase.transfer.distill import DistillRecipe, LoraSettings
 from lorebase.transfer.kit import DOCUMENT, TransferKit
@@ -309,6 +310,9 @@ def test_development_tasks_stay_out_of_the_table() -> None:
         world, suite.options_of(["--tasks", "hr/person-id", "--arms", "soft"]), quick=False
     )
     assert [asdict(cell)["seed"] for cell in one] == [0, 1, 2]
+    added = {name for name, task in world.tasks.items() if task.split == "added"}
+    assert added == set(ADDED)
+    assert {cell.arm for cell in cells if cell.task in added} == set(TABLE)
     with pytest.raises(ValueError, match="unknown tasks no/such"):
         suite.wanted_cells(world, suite.options_of(["--tasks", "no/such"]), quick=False)
 
@@ -343,3 +347,11 @@ def test_a_folder_of_data_makes_a_world(tmp_path: Path) -> None:
 def test_other_bases_need_data_of_their_own() -> None:
     with pytest.raises(SystemExit):
         suite.options_of(["--models", "a", "b"])
+
+
+def test_in_added_tasks_a_code_belongs_to_a_pair_and_no_other_input_has_one() -> None:
+    for task in ADDED.values():
+        codes = {answer.partition("-")[0] for _, answer in task.pool("train")}
+        assert len(codes) in (12, 14, 16)
+        assert codes >= {answer.partition("-")[0] for _, answer in task.pool("test")}
+        assert task.skewed

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.transfer import batching, gated, statistics
+from benchmarks.transfer.added import added_rows, added_summary
 from benchmarks.transfer.arms import CURVE, TABLE
 from benchmarks.transfer.changes import change_rows, change_summary
 from benchmarks.transfer.figures import curves_of, figure
@@ -89,6 +90,20 @@ def table_rows() -> list[Row]:
         for seed in range(3)
         for arm, right in rights.items()
     ]
+
+
+def test_added_tasks_are_told_apart() -> None:
+    assert added_summary([], samples=250) == {}
+    rows = [one | {"split": "added"} for one in table_rows()]
+    told = added_summary(rows, samples=250)["added"]
+    whole = summarise(rows, samples=250)
+    assert told["tasks"] == sorted({one["task"] for one in rows})
+    for arm in ("lorebase", "translora", "titok", "legacy", "unfiltered"):
+        assert told[f"recovery_{arm}"][0] == whole[f"recovery_{arm}"]
+    assert told["lorebase_minus_translora_points"][0] == whole["lorebase_minus_translora_points"]
+    assert told["tasks_where_filtering_gains"] == whole["tasks_where_filtering_gains"]
+    assert told["false_promotions"] == whole["false_promotions"]
+    assert {one["kind"] for one in added_rows(rows, samples=250)} == {"filtering-added"}
 
 
 @given(st.lists(st.booleans(), max_size=70))
