@@ -32,6 +32,7 @@ from benchmarks.transfer.cells import Cell, describe
 from benchmarks.transfer.changes import change_rows, change_summary
 from benchmarks.transfer.figures import figure
 from benchmarks.transfer.generation import source_digests
+from benchmarks.transfer.hops import HOP_ARMS, hop_rows, hop_summary
 from benchmarks.transfer.result import extra_rows, summarise
 from benchmarks.transfer.rows import Row
 from benchmarks.transfer.stage import digest_of
@@ -88,7 +89,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("--studies", action="store_true", help="single changes of our recipe, instead")
     add("--reuse", action="store_true", help="rows of the committed result count as finished")
     add("--bases", type=Path, default=ROOT / "bases", help="of the tiny world")
-    add("--third", type=Path, help="base of the second hop, instead of back to the source base")
+    add("--third", type=Path, help="only two hops, the second to this base, not back to the source")
     add("--cache", type=Path, default=RUNS, help="where finished cells are kept")
     add("--models", nargs=2, type=Path, metavar=("SOURCE", "NEXT"), help="two other bases")
     add("--data", type=Path, help="<task>/train.jsonl and test.jsonl, with --models")
@@ -136,6 +137,8 @@ async def run(context: SuiteContext) -> SuiteResult:
         told = _tuning(world, delivery)
     elif options.studies:
         told = SuiteResult(rows=change_rows(delivery.rows), summary=change_summary(delivery.rows))
+    elif _hops_only(options):
+        told = _hops(cells, delivery)
     else:
         told = _table(cells, delivery, context.quick)
     shared: list[Row] = []
@@ -167,6 +170,8 @@ def result_name(options: argparse.Namespace) -> str:
         return "transfer-models"
     if options.tuning or options.studies:
         return "transfer-tuning" if options.tuning else "transfer-studies"
+    if _hops_only(options):
+        return "transfer-partial" if options.tasks else "transfer-third"
     whole = not (options.tasks or options.arms or options.no_curve or options.third)
     whole = whole and (options.seeds, options.samples) == (SEEDS, SAMPLES)
     return "transfer" if whole else "transfer-partial"
@@ -194,6 +199,18 @@ def _table(cells: Sequence[Cell], delivery: Delivery, quick: bool) -> SuiteResul
     )
 
 
+def _hops_only(options: argparse.Namespace) -> bool:
+    return bool(options.third) and not (options.models or options.arms)
+
+
+def _hops(cells: Sequence[Cell], delivery: Delivery) -> SuiteResult:
+    samples = max(cell.samples for cell in cells)
+    return SuiteResult(
+        rows=hop_rows(delivery.rows, samples=samples),
+        summary=hop_summary(delivery.rows, samples=samples),
+    )
+
+
 def _tuning(world: World, delivery: Delivery) -> SuiteResult:
     return SuiteResult(
         rows=tuning_rows(delivery.rows), summary=tuning_summary(delivery.rows, world)
@@ -213,7 +230,10 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
     arms: Sequence[str] = options.arms or (QUICK_ARMS if quick else TABLE)
     if world.random_inputs is None:
         arms = [arm for arm in arms if arm != "random"]
-    final = [name for name, task in world.tasks.items() if task.split != "development"]
+    splits = ("final", "added")
+    if _hops_only(options):
+        arms, splits = HOP_ARMS, splits[:1]
+    final = [name for name, task in world.tasks.items() if task.split in splits]
     tasks = options.tasks or (QUICK_TASKS if quick and not options.models else final)
     unknown = set(tasks) - set(world.tasks)
     if unknown:
@@ -226,7 +246,7 @@ def wanted_cells(world: World, options: argparse.Namespace, *, quick: bool) -> l
         for task in tasks
         for arm in arms
     ]
-    if not (quick or options.no_curve or options.arms or options.models):
+    if not (quick or options.no_curve or options.arms or options.models or options.third):
         cells += [
             Cell(task=task, seed=seed, arm=arm, samples=count)
             for seed in seeds

@@ -1,4 +1,4 @@
-"""The two tiny bases: architecture, loading and export in the published file format."""
+"""The tiny bases: architecture, loading and export in the published file format."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -22,7 +24,7 @@ from transformers import (
 from examples.tinyworld.places import base_dir
 from examples.tinyworld.vocab import VOCABULARY
 
-BASE_NAMES = ("old", "next")
+BASE_NAMES = ("old", "next", "later")
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 
 
@@ -30,7 +32,7 @@ def build_model(base: str) -> PreTrainedModel:
     """Builds a base with fresh weights.
 
     Args:
-        base: `old` (Llama) or `next` (Qwen3, deeper and wider).
+        base: `old` (Llama), `next` (Qwen3, deeper and wider) or `later` (Mistral, deeper still).
 
     Returns:
         The model in fp32.
@@ -53,6 +55,18 @@ def build_model(base: str) -> PreTrainedModel:
             **common,
         )
         return LlamaForCausalLM(llama)
+    if base == "later":
+        mistral = MistralConfig(
+            hidden_size=192,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            intermediate_size=512,
+            sliding_window=None,
+            **common,
+        )
+        return MistralForCausalLM(mistral)
     qwen = Qwen3Config(
         hidden_size=192,
         num_hidden_layers=5,

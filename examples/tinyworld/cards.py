@@ -20,6 +20,7 @@ from examples.tinyworld.pretrain import SEEDS, read_history
 ABOUT = {
     "old": "The base that the tenants' adapters are trained for: a Llama of four layers.",
     "next": "The base that adapters migrate to: a Qwen3 of five layers, with another tokenizer.",
+    "later": "The base of a second migration: a Mistral of six layers, with a third tokenizer.",
 }
 
 SCHEDULE = {
@@ -28,6 +29,7 @@ SCHEDULE = {
     "next": "1500 steps on a schedule of 2600, on to 2200 on one of 2200, then on to 4500 on one "
     "of that many: the learning rate fell, rose again to its constant value, and falls from step "
     "2700.",
+    "later": "One schedule of 3000 steps, without a break in its learning rate.",
 }
 
 

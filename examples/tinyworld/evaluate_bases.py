@@ -40,7 +40,7 @@ def evaluate(base: str, count: int = QUESTIONS) -> dict[str, dict[str, float]]:
     """Measures a base on every family.
 
     Args:
-        base: `old` or `next`.
+        base: `old`, `next` or `later`.
         count: Questions a family.
 
     Returns:

@@ -27,7 +27,7 @@ from examples.tinyworld.optim import Muon
 from examples.tinyworld.places import base_dir
 from examples.tinyworld.vocab import build_tokenizer
 
-SEEDS = {"old": 11, "next": 22}
+SEEDS = {"old": 11, "next": 22, "later": 33}
 # Three steps in four use short rows (attention is a third of the cost on a CPU); the fourth uses
 # rows long enough for a few-shot prompt of the longest task. All steps hold equally many tokens.
 SHORT_ROWS = (24, 192)
@@ -128,7 +128,7 @@ class Run:
         """Starts a run from fresh weights.
 
         Args:
-            base: `old` or `next`.
+            base: `old`, `next` or `later`.
             out: Folder of the checkpoint.
         """
         torch.manual_seed(SEEDS[base])

@@ -1,4 +1,4 @@
-"""Tokenizers of the two bases, trained on the corpus."""
+"""Tokenizers of the bases, trained on the corpus."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from transformers import PreTrainedTokenizerFast
 from examples.tinyworld.corpus.documents import document
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-VOCABULARY = {"old": 768, "next": 1024}
-# The old base keeps the space with the word that follows and one digit a token. The next base
-# splits punctuation off as well and attaches the space to marks and words alike.
-NEXT_PATTERN = r" ?[A-Za-z]+| ?[^A-Za-z0-9\s]|[0-9]|\s"
+VOCABULARY = {"old": 768, "next": 1024, "later": 896}
+# The old base keeps the space with the word that follows and one digit a token. The others split
+# punctuation off as well and attach the space to marks and words alike; the next one makes each
+# mark a token, the later one keeps marks in runs.
+PATTERNS = {
+    "next": r" ?[A-Za-z]+| ?[^A-Za-z0-9\s]|[0-9]|\s",
+    "later": r" ?[A-Za-z]+| ?[^A-Za-z0-9\s]+|[0-9]|\s",
+}
 TRAINING_SEED = 5
 TRAINING_DOCUMENTS = 12_000
 
@@ -23,7 +27,7 @@ def build_tokenizer(base: str) -> PreTrainedTokenizerFast:
     """Trains the tokenizer of one base.
 
     Args:
-        base: `old` or `next`.
+        base: `old`, `next` or `later`.
 
     Returns:
         A byte-level BPE tokenizer that keeps every newline a token of its own, puts `<s>` before
@@ -37,7 +41,7 @@ def build_tokenizer(base: str) -> PreTrainedTokenizerFast:
     if base == "old":
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
     else:
-        steps.append(pre_tokenizers.Split(Regex(NEXT_PATTERN), "isolated"))
+        steps.append(pre_tokenizers.Split(Regex(PATTERNS[base]), "isolated"))
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

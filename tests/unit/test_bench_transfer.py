@@ -12,6 +12,7 @@ from benchmarks.suites import transfer as suite
 from benchmarks.transfer import generation
 from benchmarks.transfer.arms import ARMS, CURVE, TABLE
 from benchmarks.transfer.cells import Cell, Shelf, cell_key
+from benchmarks.transfer.hops import HOP_ARMS
 from benchmarks.transfer.metered import MeteredGenerator, runs
 from benchmarks.transfer.moves import gather, seeds_alone
 from benchmarks.transfer.stage import Stage
@@ -255,6 +256,7 @@ def test_only_a_whole_run_replaces_the_table() -> None:
             ["--seeds", "1"],
             ["--samples", "60"],
             ["--no-curve"],
+            ["--third", "third", "--tasks", "hr/person-id"],
             ["--third", "third"],
             ["--tuning"],
             ["--studies"],
@@ -264,10 +266,23 @@ def test_only_a_whole_run_replaces_the_table() -> None:
     assert list(names.values()) == [
         *("transfer",) * 2,
         *("transfer-partial",) * 6,
+        "transfer-third",
         "transfer-tuning",
         "transfer-studies",
         "transfer-models",
     ]
+
+
+def test_with_a_third_base_only_what_two_hops_need_is_run() -> None:
+    world = tinyworld(Path("bases"), Path("later"))
+    cells = suite.wanted_cells(world, suite.options_of(["--third", "later"]), quick=False)
+    assert {cell.arm for cell in cells} == set(HOP_ARMS)
+    assert {world.tasks[cell.task].split for cell in cells} == {"final"}
+    assert {cell.samples for cell in cells} == {250}
+    whole = suite.wanted_cells(
+        world, suite.options_of(["--third", "later", "--arms", "titok"]), quick=False
+    )
+    assert {cell.arm for cell in whole} == {"titok"}
 
 
 def test_a_run_that_is_cut_off_has_whole_seeds_of_the_table_before_the_curve() -> None:

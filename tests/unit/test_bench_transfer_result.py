@@ -16,6 +16,7 @@ from benchmarks.transfer.arms import CURVE, TABLE
 from benchmarks.transfer.changes import change_rows, change_summary
 from benchmarks.transfer.figures import curves_of, figure
 from benchmarks.transfer.gated import gate_record, gate_summary
+from benchmarks.transfer.hops import hop_rows, hop_summary
 from benchmarks.transfer.result import by_samples, extra_rows, summarise
 from benchmarks.transfer.rows import Row, from_hex, to_hex
 from benchmarks.transfer.statistics import (
@@ -90,6 +91,22 @@ def table_rows() -> list[Row]:
         for seed in range(3)
         for arm, right in rights.items()
     ]
+
+
+def test_two_hops_lose_what_the_last_base_has_less_than_the_first() -> None:
+    rows = [
+        row(arm, right, task=task, seed=seed)
+        for task, hop2 in (("a/x", 190), ("a/y", 180))
+        for seed in (0, 1)
+        for arm, right in (("source", 200), ("lorebase", 198), ("hop2", hop2))
+    ]
+    rows += [row("source", 200, task="a/z"), row("lorebase", 10, task="a/z")]  # no second hop yet
+    told = hop_summary(rows, samples=250)
+    assert (told["tasks"], told["seeds"]) == (2, 2)
+    assert told["hop1_loss_points"] == [1.0, 1.0, 1.0]
+    assert told["hop2_loss_points"][0] == 7.5
+    assert [one["accuracy"]["hop2"] for one in hop_rows(rows, samples=250)] == [0.95, 0.9]
+    assert hop_summary([], samples=250)["hop2_loss_points"] is None
 
 
 def test_added_tasks_are_told_apart() -> None:
