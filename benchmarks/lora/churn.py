@@ -141,6 +141,18 @@ class Client:
         served = await asyncio.gather(*(one(arrival) for arrival in arrivals))
         return served, time.perf_counter() - began
 
+    async def load(self, adapters: Sequence[int], registered: int, *, at_once: int = 16) -> None:
+        """Has the engine load adapters in this order; those that it holds count as used."""
+        places = asyncio.Semaphore(at_once)
+
+        async def one(adapter: int) -> None:
+            async with places:
+                version = self._adapters.version(registered, adapter)
+                self._adapters.touch(version)
+                await self._engine.ensure_adapter(version)
+
+        await asyncio.gather(*(one(adapter) for adapter in adapters))
+
     async def play(self, arrivals: Sequence[Arrival], registered: int) -> list[Served]:
         """Sends each request at its moment, whatever became of those before."""
         began = time.perf_counter()

@@ -21,6 +21,8 @@ class Saturated:
     registered: int
     round: int
     """Runs of one round have the same trace, one after the other."""
+    warm: bool
+    """Whether a long load had gone before."""
     tokens: int
     seconds: float
     first_touches: int
@@ -54,8 +56,11 @@ def summarise(done: Churn) -> SuiteResult:
     counts = sorted({run.registered for run in done.saturated})
     summary: dict[str, Any] = {}
     for count in counts[1:]:
-        shares = against_fewest(done.saturated, count)
-        summary[f"throughput_{count}_vs_{counts[0]}"] = _round(percentile(shares, 50))
+        key = f"throughput_{count}_vs_{counts[0]}"
+        summary[key] = _round(percentile(against_fewest(done.saturated, count), 50))
+        cold = against_fewest(done.saturated, count, warm=False)
+        if cold:
+            summary[f"{key}_cold"] = _round(percentile(cold, 50))
     for row in done.bookkeeping:
         if row["arm"] == "ours":
             key = f"step_bookkeeping_ms_{row['in_batch']}_of_{row['registered']}"
@@ -73,9 +78,10 @@ def summarise(done: Churn) -> SuiteResult:
     )
 
 
-def against_fewest(runs: Sequence[Saturated], count: int) -> list[float]:
+def against_fewest(runs: Sequence[Saturated], count: int, *, warm: bool = True) -> list[float]:
     """Returns throughput at `count` over that at the fewest adapters, round by round."""
-    fewest = min(run.registered for run in runs)
+    runs = [run for run in runs if run.warm == warm]
+    fewest = min((run.registered for run in runs), default=0)
     rates = {(run.registered, run.round): run.tokens / run.seconds for run in runs}
     rounds = sorted(r for n, r in rates if n == count and (fewest, r) in rates)
     return [rates[count, r] / rates[fewest, r] for r in rounds]
@@ -92,14 +98,16 @@ def spread(values: Sequence[float], percents: Sequence[int] = (20, 50, 80)) -> M
 
 def _throughput_rows(done: Churn, counts: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
-    for count in counts:
-        of = [run for run in done.saturated if run.registered == count]
+    for warm, count in ((warm, count) for warm in (True, False) for count in counts):
+        of = [run for run in done.saturated if run.registered == count and run.warm == warm]
+        if not of:
+            continue
         rows.append(
             {
-                "kind": "throughput",
+                "kind": "throughput" if warm else "throughput, cold",
                 "registered": count,
                 "tokens_per_s": spread([run.tokens / run.seconds for run in of]),
-                "over_fewest": spread(against_fewest(done.saturated, count)),
+                "over_fewest": spread(against_fewest(done.saturated, count, warm=warm)),
                 "first_touches": [run.first_touches for run in of],
                 "seconds": [round(run.seconds, 3) for run in of],
             }
@@ -165,7 +173,7 @@ def _figure(done: Churn, counts: Sequence[int]) -> str:
         bar(
             f"{count:,}",
             "lorebase",
-            [r.tokens / r.seconds for r in done.saturated if r.registered == count],
+            [r.tokens / r.seconds for r in done.saturated if r.registered == count and r.warm],
         )
         for count in counts
     ]

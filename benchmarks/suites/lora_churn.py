@@ -6,6 +6,10 @@ throughput, and at its own moments, for the time to the first token. Adapters fa
 and bytes, so they come and go all the time. The engine tells how long its loop stood still for
 each. Beside that, the bookkeeping of a step, ours and vLLM's own, in processes of their own.
 
+Saturated twice over: cold, when most requests of a round name an adapter that nobody used yet, and
+warm, after twice as many draws from the same distribution as there are adapters were loaded in
+their order, which leaves in memory what a load that has gone on for long leaves there.
+
 Correctness gate: before and after, adapters out of the 2,000 answer as merged weights do; no
 request fails.
 """
@@ -46,6 +50,7 @@ class Shape:
 
     base: BaseShape
     counts: tuple[int, ...]
+    cold_rounds: int
     rounds: int
     played_rounds: int
     requests: int
@@ -61,6 +66,7 @@ class Shape:
 FULL = Shape(
     base=BIG,
     counts=(5, 100, 1000, 2000),
+    cold_rounds=2,
     rounds=5,
     played_rounds=3,
     requests=96,
@@ -72,6 +78,7 @@ FULL = Shape(
 QUICK = Shape(
     base=TINY,
     counts=(5, 2000),
+    cold_rounds=1,
     rounds=2,
     played_rounds=1,
     requests=48,
@@ -138,10 +145,16 @@ async def _measure(
     if done.failures:
         return
     await engine.adapter_stalls()
+    for number in range(shape.cold_rounds):
+        for count in (min(shape.counts), max(shape.counts)):
+            await _saturate(shape, client, count, number, done, warm=False)
+        await _collect(engine, done)
+    context.say(f"{shape.cold_rounds} cold rounds done")
     rate = 0.0
     for number in range(shape.rounds):
-        for count in shape.counts:
-            run = await _saturate(shape, client, count, number, done)
+        for count in _rotated(shape.counts, number):
+            await _warm_up(client, count, number)
+            run = await _saturate(shape, client, count, shape.cold_rounds + number, done, warm=True)
             if count == min(shape.counts):
                 rate = max(rate, shape.requests / run.seconds)
         await _collect(engine, done)
@@ -166,8 +179,20 @@ async def _measure(
     }
 
 
+def _rotated(counts: Sequence[int], number: int) -> list[int]:
+    """Returns the counts in another order each round, so that none always comes first."""
+    begin = number % len(counts)
+    return [*counts[begin:], *counts[:begin]]
+
+
+async def _warm_up(client: Client, count: int, number: int) -> None:
+    """Loads adapters in the order of a long trace, without asking them anything."""
+    arrivals = trace(2 * count, count, rate=1.0, seed=5000 + number)
+    await client.load([one.adapter for one in arrivals], count)
+
+
 async def _saturate(
-    shape: Shape, client: Client, count: int, number: int, done: Churn
+    shape: Shape, client: Client, count: int, number: int, done: Churn, *, warm: bool
 ) -> Saturated:
     arrivals = trace(shape.requests, count, rate=1.0, seed=number)
     served, seconds = await client.saturate(arrivals, count, concurrency=shape.concurrency)
@@ -177,6 +202,7 @@ async def _saturate(
     run = Saturated(
         registered=count,
         round=number,
+        warm=warm,
         tokens=sum(one.tokens for one in served),
         seconds=seconds,
         first_touches=sum(one.first for one in served),
