@@ -51,6 +51,18 @@ def adapter_slots(
     return min(wanted, fits)
 
 
+def device_pool_bytes(
+    settings: EngineSettings, shapes: BaseShapes, itemsize: int, slots: int
+) -> int:
+    """Returns the size of a device's buffer that holds any admitted adapter in every slot.
+
+    Adapters of the embedding and of lm_head are refused when they are uploaded, so there need be
+    no room for them, which for a large vocabulary would be a tenth of the whole.
+    """
+    rounding = 2 * len(shapes.modules) * _ALIGNMENT * itemsize
+    return slots * (slot_bytes(shapes, settings.max_lora_rank, itemsize) + rounding)
+
+
 def adapter_bytes(path: Path, itemsize: int) -> int:
     """Returns how much memory an adapter takes in an engine, at most.
 

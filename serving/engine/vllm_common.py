@@ -26,7 +26,7 @@ from lorebase.kernels.vllm.options import KernelOptions
 from ..artifacts import base_shapes
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
 from . import vllm_scheduler
-from .budget import ITEMSIZE, adapter_slots
+from .budget import ITEMSIZE, adapter_slots, device_pool_bytes
 from .loaded import LoadedAdapter
 from .protocol import Chunk, FinishReason, Sampling
 from .settings import ConcreteDtype, EngineSettings, read_cpu_flags, resolve_dtype
@@ -62,9 +62,6 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         enforce_eager=cpu,
         enable_lora=True,
         max_lora_rank=_vllm_rank(settings.max_lora_rank),
-        additional_config=KernelOptions(
-            kernels=wanted_kernels(settings), host_bytes=settings.adapter_host_bytes
-        ).additional_config(),
         worker_extension_cls=f"{__package__}.vllm_worker.WorkerExtension",
         # Sampling comes from the request alone, not from the base's generation_config.json.
         generation_config="vllm",
@@ -74,10 +71,21 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         **optional,
     )
     arguments.max_loras = _slots(settings, arguments)
+    arguments.additional_config = _kernel_options(settings, arguments.max_loras).additional_config()
     # The registry holds at most so many and so many bytes, so that vLLM never evicts one by
     # itself and reads its files again in the middle of a step, where an error kills it.
     arguments.max_cpu_loras = max(arguments.max_loras, settings.max_cpu_loras)
     return arguments
+
+
+def _kernel_options(settings: EngineSettings, slots: int) -> KernelOptions:
+    shapes, itemsize = base_shapes(Path(settings.model_path)), ITEMSIZE[engine_dtype(settings)]
+    on_device = not current_platform.is_cpu()
+    return KernelOptions(
+        kernels=wanted_kernels(settings),
+        host_bytes=settings.adapter_host_bytes,
+        pool_bytes=device_pool_bytes(settings, shapes, itemsize, slots) if on_device else None,
+    )
 
 
 def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:

@@ -13,7 +13,12 @@ from safetensors.numpy import save_file
 from lorebase.kernels.lora.layout import pack
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.serving.artifacts import BaseShapes
-from lorebase.serving.engine.budget import adapter_bytes, adapter_slots, slot_bytes
+from lorebase.serving.engine.budget import (
+    adapter_bytes,
+    adapter_slots,
+    device_pool_bytes,
+    slot_bytes,
+)
 from lorebase.serving.engine.settings import EngineSettings
 from lorebase.serving.errors import InvalidArgumentError
 
@@ -95,3 +100,24 @@ def test_an_adapter_never_takes_more_than_was_counted(
     save_file(tensors, folder / "adapter_model.safetensors")
     packed = pack(pool.layers, weights, dtype=dtype)
     assert packed.nbytes <= adapter_bytes(folder, dtype.itemsize)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_devices_buffer_holds_the_largest_adapter_in_every_slot(dtype: torch.dtype) -> None:
+    rank, slots = 7, 3
+    budget = device_pool_bytes(make(max_lora_rank=rank), SHAPES, dtype.itemsize, slots)
+    pool = AdapterPool(slots=slots, budget_bytes=budget, dtype=dtype, max_rank=rank)
+    layers = [pool.add_layer(inputs, (outputs,)) for outputs, inputs in SHAPES.modules.values()]
+    adapter = pack(
+        layers,
+        {
+            layer.index: [
+                (torch.ones(rank, layer.in_features), torch.ones(layer.slice_sizes[0], rank))
+            ]
+            for layer in layers
+        },
+        dtype=dtype,
+    )
+    for slot in range(slots):
+        pool.assign(slot, adapter)
+    assert pool.free_bytes < slots * slot_bytes(SHAPES, rank, dtype.itemsize)
