@@ -38,6 +38,8 @@ class Sample:
         return self.workload, self.ranks, self.adapters
 
 
+REQUESTS = 64
+"""At a time, in every batch."""
 Rate = Callable[[Sample], float]
 
 
@@ -52,12 +54,24 @@ def per_cpu(sample: Sample) -> float:
 
 
 def ratios(
-    samples: Sequence[Sample], cell: tuple[str, str, int], over: str, rate: Rate
+    samples: Sequence[Sample],
+    cell: tuple[str, str, int],
+    over: str,
+    rate: Rate,
+    *,
+    of: str = "ours",
 ) -> list[float]:
-    """Returns ours over another arm, round by round."""
+    """Returns one arm over another, round by round."""
     by = {(s.arm, s.round): rate(s) for s in samples if s.cell == cell}
-    rounds = sorted({r for arm, r in by if arm == "ours"} & {r for arm, r in by if arm == over})
-    return [by["ours", r] / by[over, r] for r in rounds]
+    rounds = sorted({r for arm, r in by if arm == of} & {r for arm, r in by if arm == over})
+    return [by[of, r] / by[over, r] for r in rounds]
+
+
+def extra_ms(samples: Sequence[Sample], cell: tuple[str, str, int], requests: int) -> list[float]:
+    """Returns how much longer a decode step takes with our adapters than without any, by round."""
+    by = {(s.arm, s.round): 1e3 * requests / per_wall(s) for s in samples if s.cell == cell}
+    rounds = sorted({r for arm, r in by if arm == "ours"} & {r for arm, r in by if arm == "none"})
+    return [by["ours", r] - by["none", r] for r in rounds]
 
 
 def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[str]) -> SuiteResult:
@@ -68,7 +82,11 @@ def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[s
         for arm, name in (("stock", "stock"), ("none", "nolora")):
             found = ratios(samples, (workload, ranks, adapters), arm, per_wall)
             if found and adapters == max(n for _, _, n in cells):
-                summary[f"{workload}_{ranks}_{adapters}_vs_{name}"] = _round(percentile(found, 50))
+                key = f"{workload}_{ranks}_{adapters}"
+                summary[f"{key}_vs_{name}"] = _round(percentile(found, 50))
+                if arm == "none" and workload == "decode":
+                    extra = extra_ms(samples, (workload, ranks, adapters), requests=REQUESTS)
+                    summary[f"{key}_ms_over_nolora"] = _round(percentile(extra, 50))
     return SuiteResult(
         rows=[row for cell in cells for row in _rows(samples, cell)],
         summary={**summary, **facts},
@@ -104,17 +122,18 @@ def _rows(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[dict[st
                 "cpu_s": [round(s.cpu_s, 4) for s in of],
             }
         )
-    for over in ("stock", "none"):
-        walls = ratios(samples, cell, over, per_wall)
+    for of, over in (("ours", "stock"), ("ours", "none"), ("none", "stock")):
+        walls = ratios(samples, cell, over, per_wall, of=of)
         if walls:
             rows.append(
                 {
                     "kind": "ratio",
                     **head,
-                    "ours_over": over,
-                    "rounds": len(walls),
+                    "of": of,
+                    "over": over,
+                    "rounds": [round(one, 3) for one in walls],
                     "wall": _spread(walls),
-                    "cpu": _spread(ratios(samples, cell, over, per_cpu)),
+                    "cpu": _spread(ratios(samples, cell, over, per_cpu, of=of)),
                 }
             )
     return rows

@@ -15,21 +15,22 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.lora.arm import Arm, EnginePlan, Kind
-from benchmarks.lora.cpu_result import Sample, summarise
+from benchmarks.lora.cpu_result import REQUESTS, Sample, summarise
 from benchmarks.lora.world import BIG, TINY, BaseShape, make_adapter, make_base, merged, shortfall
 from benchmarks.suite import SuiteContext, SuiteResult
 from lorebase.serving.engine.settings import read_cpu_flags, resolve_dtype
 
-REQUESTS = 64
 RANKS = {"r8": (8,), "mixed": (8, 16, 64)}
 KINDS: tuple[Kind, ...] = ("none", "stock", "ours")
 ROUNDING = {"float32": 0.01, "bfloat16": 0.3}
@@ -53,11 +54,17 @@ class Shape:
     base: BaseShape
     adapters: tuple[int, ...]
     rounds: int
+    most_rounds: int
+    """With the most adapters, where the figures are that others quote."""
     work: dict[tuple[str, str], Work]
     """By arm and ranks."""
     decode_prompt: int = 8
     judged: int = 6
     """Adapters that are compared with merged weights."""
+
+    def rounds_with(self, adapters: int) -> int:
+        """Returns how often each arm is timed."""
+        return self.most_rounds if adapters == max(self.adapters) else self.rounds
 
 
 _QUICKLY = Work(decode_steps=2, prompt_tokens=8)
@@ -65,6 +72,7 @@ FULL = Shape(
     base=BIG,
     adapters=(1, 8, 32, 64),
     rounds=5,
+    most_rounds=9,
     work={
         **{(arm, ranks): Work(decode_steps=12, prompt_tokens=64)
            for arm in ("ours", "none") for ranks in RANKS},
@@ -76,6 +84,7 @@ QUICK = Shape(
     base=TINY,
     adapters=(1, 64),
     rounds=2,
+    most_rounds=3,
     work={(arm, ranks): _QUICKLY for arm in KINDS for ranks in RANKS},
     judged=2,
 )
@@ -91,6 +100,7 @@ async def run(context: SuiteContext) -> SuiteResult:
     samples: list[Sample] = []
     failures: list[str] = []
     facts: dict[str, Any] = {"base_parameters": parameters, "rounds": shape.rounds}
+    facts |= {"rounds_with_most": shape.most_rounds, "memory_read_gb_per_s": _read_speed()}
     for ranks, cycle in RANKS.items():
         adapters = [
             make_adapter(
@@ -98,6 +108,8 @@ async def run(context: SuiteContext) -> SuiteResult:
             )
             for n in range(max(shape.adapters))
         ]
+        weights = sum((path / "adapter_model.safetensors").stat().st_size for path in adapters)
+        facts[f"adapter_file_gb_{ranks}"] = round(weights / 1e9, 3)
         with ExitStack() as stack:
             arms = await _arms(stack, context, base, adapters, max(cycle))
             found = {arm.kind: await asyncio.to_thread(arm.call, "facts") for arm in arms}
@@ -117,6 +129,17 @@ async def run(context: SuiteContext) -> SuiteResult:
                 context.say(f"{ranks}: {n} adapters done")
     samples.sort(key=lambda s: (s.workload, s.ranks != "r8", s.adapters))
     return summarise(samples, facts, failures)
+
+
+def _read_speed(gigabytes: float = 1.0, times: int = 7) -> float:
+    """Returns how fast all threads together read memory that is in no cache, in GB/s."""
+    values = torch.ones(int(gigabytes * 1e9 / 4))
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - began)
+    return round(values.nbytes / 1e9 / sorted(seconds)[times // 2], 1)
 
 
 async def _arms(
@@ -193,12 +216,12 @@ async def _wrong(
 async def _decode(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) -> list[Sample]:
     prompts = _prompts(shape.decode_prompt, shape, seed=2)
     for arm in arms:
-        tokens = 2 + shape.rounds * shape.work[arm.kind, ranks].decode_steps
+        tokens = 2 + shape.rounds_with(adapters) * shape.work[arm.kind, ranks].decode_steps
         await asyncio.to_thread(
             arm.call, "begin", prompts=prompts, adapters=_assigned(arm, adapters), tokens=tokens
         )
     samples = []
-    for number in range(shape.rounds):
+    for number in range(shape.rounds_with(adapters)):
         for arm in _rotated(arms, number):
             steps = shape.work[arm.kind, ranks].decode_steps
             times = await asyncio.to_thread(arm.call, "steps", count=steps)
@@ -210,7 +233,7 @@ async def _decode(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) 
 
 async def _prefill(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) -> list[Sample]:
     samples = []
-    for number in range(shape.rounds):
+    for number in range(shape.rounds_with(adapters)):
         for arm in _rotated(arms, number):
             prompts = _prompts(shape.work[arm.kind, ranks].prompt_tokens, shape, seed=3 + number)
             assigned = _assigned(arm, adapters)

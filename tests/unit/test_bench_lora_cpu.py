@@ -37,10 +37,14 @@ def test_the_summary_names_the_figures_of_the_most_adapters() -> None:
     assert result.summary == {
         "decode_r8_64_vs_stock": 3.2,
         "decode_r8_64_vs_nolora": 0.8,
+        "decode_r8_64_ms_over_nolora": 93.75,
         "dtype": "float32",
     }
     ratio = next(r for r in result.rows if r["kind"] == "ratio" and r["adapters"] == 64)
     assert ratio["wall"] == {"p20": 3.2, "p50": 3.2, "p80": 3.2}
+    assert ratio["rounds"] == [3.2] * 5
+    bound = next(r for r in result.rows if (r.get("of"), r.get("over")) == ("none", "stock"))
+    assert bound["wall"]["p50"] == 4.0
     rates = [r for r in result.rows if r["kind"] == "rate" and r["arm"] == "ours"]
     assert [r["adapters"] for r in rates] == [8, 64]
     assert len(rates[1]["wall_s"]) == 5
