@@ -37,6 +37,7 @@ class LoraEmbeddingOp:
                 f"got points={pool.points}, {len(layer.slice_sizes)} slices; expected a buffer and "
                 "one slice"
             )
+        self._plan = plan
         self._tables = (
             pool.buffer,
             layer.a_offsets,
@@ -60,7 +61,12 @@ class LoraEmbeddingOp:
             y_TN: [T, N], any row stride, unit column stride, the pool's dtype. T is the plan's
                 number of tokens or more.
             ids_T: int32 or int64 token ids [T], each below the layer's features.
+
+        Raises:
+            ValueError: Fewer rows than the plan has; not looked at while torch compiles.
         """
+        if not torch.compiler.is_compiling() and len(y_TN) < self._plan.tokens:
+            raise ValueError(f"got {len(y_TN)} rows; expected at least {self._plan.tokens}")
         lora_embedding(y_TN, ids_T, *self._tables)
 
 

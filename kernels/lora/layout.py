@@ -20,7 +20,7 @@ from .reference import SliceWeights
 ALIGNMENT_BYTES = 64
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Types of weights, by the numbers that kernels know them by."""
-_NARROWEST = 2
+NARROWEST = 2
 """Bytes. A packed adapter's blocks are aligned as if its weights were so narrow, so that they lie
 alike in a buffer of a wider type."""
 
@@ -192,7 +192,7 @@ def pack(
         ranks = ranks_of(layers[index], pairs)
         if any(ranks):
             kept[index] = pairs
-            blocks[index] = block_of(layers[index], ranks, _NARROWEST, elements)
+            blocks[index] = block_of(layers[index], ranks, NARROWEST, elements)
             elements += blocks[index].elements
     data = host_tensor(elements, dtype)
     for index, pairs in kept.items():

@@ -36,9 +36,27 @@ def not_covered(vllm_config: Any, *, uses_op: bool) -> str | None:
     if vllm.envs.VLLM_LORA_ENABLE_DUAL_STREAM:
         # Its layers call the wrapper with their own stacks, past ours.
         return "VLLM_LORA_ENABLE_DUAL_STREAM is set; unset it to have them"
+    if uses_op:
+        reason = _not_in_graphs(vllm_config, lora)
+        if reason is not None:
+            return reason
     if not uses_op and vllm_config.compilation_config.mode != CompilationMode.NONE:
         return "the model is compiled, and on the CPU they need enforce_eager"
     return model_not_covered(vllm_config.model_config)
+
+
+def _not_in_graphs(vllm_config: Any, lora: Any) -> str | None:
+    """What the op can't serve that the C++ kernel, called from Python in every step, can."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    if lora.lora_dtype != model.dtype:
+        return f"adapters are {lora.lora_dtype} and the model is {model.dtype}"
+    if model.enable_prompt_embeds or cache.kv_sharing_fast_prefill:
+        return "some layers see fewer rows than the step has tokens"
+    if model.enable_sleep_mode:
+        return "sleep mode forgets the tables of the adapter pool"
+    if vllm_config.speculative_config is not None:
+        return "speculative decoding samples rows that no adapter is assigned to"
+    return None
 
 
 def refuse_stacked(names: Collection[str]) -> None:

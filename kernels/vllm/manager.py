@@ -28,7 +28,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from ..lora.prefetch import Prefetcher
 from .coverage import not_covered
 from .model_manager import PooledModelManager
-from .options import KernelOptions, options_of
+from .options import KernelOptions, options_of, served_config
 from .plugin import warn_off
 from .reader import WEIGHTS
 from .registered import packed_of
@@ -164,6 +164,7 @@ def make_worker_manager(
         uses_op = device.type != "cpu" or options.kernels_on_cpu == "triton"
         reason = not_covered(vllm_config, uses_op=uses_op)
         if reason is None:
+            vllm_config.additional_config = served_config(vllm_config.additional_config, options)
             return PooledWorkerManager(
                 vllm_config, device, embedding_modules, lora_model_cls, options=options
             )

@@ -25,7 +25,6 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         [wrapper] = self.punica_wrapper_mapping.values()
         assert isinstance(wrapper, PooledPunicaWrapper)
         self._weights = wrapper.weights
-        self._weights.reserve()
         self._registered_adapters = Registered(
             self.capacity, self.deactivate_adapter, budget_bytes=options.host_bytes
         )
@@ -42,12 +41,13 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         self._stacked = {n: m for n, m in self.modules.items() if n not in self._pooled}
         if self._weights.uses_op:
             refuse_stacked(self._stacked)
+        self._weights.reserve()
 
     def prepare(self, adapter: LoRAModel) -> None:
         """Merges and packs a parsed adapter. Touches nothing else, so any thread may.
 
         Raises:
-            ValueError: A rank is larger than the engine's.
+            ValueError: A rank is larger than the engine's, or the whole than a slot's share.
         """
         self._validate_moe_lora_format(adapter)
         self._create_merged_loras_inplace(adapter)
@@ -64,7 +64,7 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         """Reads and packs a plain adapter; None: `prepare` what vLLM's loader makes of it.
 
         Raises:
-            ValueError: A rank is larger than the engine's.
+            ValueError: A rank is larger than the engine's, or the whole than a slot's share.
         """
         packed = self._reader.read(folder, config)
         if packed is None:
@@ -77,11 +77,8 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         most = self.lora_config.max_lora_rank
         if packed.max_rank > most:
             raise ValueError(f"got an adapter of rank {packed.max_rank}; expected at most {most}")
+        self._weights.check_fits(packed)
         pack_into(adapter, packed)
-
-    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
-        """Rank of the adapters that vLLM warms up with: one in every slot must fit the buffer."""
-        return self._weights.rank_that_fits(super().get_dummy_lora_warmup_rank(default_rank))
 
     def is_registered(self, adapter_id: int) -> bool:
         """Whether an adapter is in host memory."""

@@ -1,13 +1,18 @@
 """What one engine wants of the plugin: its own configuration first, the environment second."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 VARIABLE = "LOREBASE_LORA_KERNELS"
 CONFIG_KEY = "lorebase"
 """Key of our part of vLLM's `additional_config`."""
+SERVED_KEY = "lorebase_served"
+"""Key of what we leave there for vLLM's hash; nobody reads it."""
 CHOICES = ("lorebase", "stock")
 ON_CPU = ("c++", "triton")
 
@@ -82,3 +87,25 @@ def options_of(
         return KernelOptions(**{**values, **(own or {})})
     except TypeError as error:
         raise ValueError(f"additional_config[{CONFIG_KEY!r}] is {own!r}: {error}") from error
+
+
+def served_config(additional_config: object, options: KernelOptions) -> Any:
+    """What an engine's `additional_config` becomes when ours serve it.
+
+    vLLM keeps compiled models by a hash of its configuration. Ours hold sizes of the pool and of
+    tiles, and vLLM's own look for what our layers have not: neither may be found for the other,
+    for other options or for other kernels.
+    """
+    if not isinstance(additional_config, Mapping):
+        return additional_config
+    return {**additional_config, SERVED_KEY: {**asdict(options), "sources": _sources()}}
+
+
+@cache
+def _sources() -> str:
+    """Digest of all kernels and of what puts them into vLLM."""
+    found = hashlib.sha256()
+    root = Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")) + sorted(root.rglob("configs/*.json")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]

@@ -7,7 +7,7 @@ import torch
 
 from ..lora.cpu import CpuLinear
 from ..lora.embedding import LoraEmbedding
-from ..lora.layout import PackedAdapter, block_of, pack
+from ..lora.layout import NARROWEST, PackedAdapter, block_of, pack
 from ..lora.metadata import StepPlan
 from ..lora.pool import AdapterPool, PoolLayer
 from ..lora.reference import SliceWeights
@@ -112,35 +112,35 @@ class ModelWeights:
         """Reserves the buffer, if there is to be one, and binds all layers to it.
 
         By default every slot has room for any adapter, as vLLM's own stacks have.
-
-        Raises:
-            ValueError: The engine's `pool_bytes` can't hold an adapter of rank 1 in each slot.
         """
         if self._copies:
             most = self.pool.slots * self.bytes_of_rank(self._max_rank)
             self.pool.reserve(most if self._pool_bytes is None else self._pool_bytes)
-            if not self.rank_that_fits(1):
-                raise ValueError(
-                    f"got pool_bytes={self._pool_bytes}; expected at least "
-                    f"{self.pool.slots * self.bytes_of_rank(1)}, an adapter of rank 1 in each of "
-                    f"{self.pool.slots} slots. Lower max_loras, or raise it"
-                )
         for layer in self._layers:
             layer.bind()
 
     def bytes_of_rank(self, rank: int) -> int:
         """What an adapter of that rank in all layers takes of the buffer."""
-        size = self.dtype.itemsize
-        blocks = (block_of(one, [rank] * len(one.slice_sizes), size) for one in self.pool.layers)
-        return sum(block.elements for block in blocks) * size
+        layers = self.pool.layers
+        blocks = (block_of(one, [rank] * len(one.slice_sizes), NARROWEST) for one in layers)
+        return sum(block.elements for block in blocks) * self.dtype.itemsize
 
-    def rank_that_fits(self, wanted: int) -> int:
-        """The largest rank up to `wanted` of which the buffer holds an adapter in every slot."""
-        if not self._copies:
-            return wanted
-        room = self.pool.capacity_bytes // self.pool.slots
-        fitting = (r for r in range(wanted, 0, -1) if self.bytes_of_rank(r) <= room)
-        return next(fitting, 0)
+    def check_fits(self, adapter: PackedAdapter) -> None:
+        """Refuses an adapter that takes more of the buffer than a slot's share.
+
+        Whichever adapters meet in a step then fit beside each other: a step that can't have what
+        was scheduled for it ends the engine.
+
+        Raises:
+            ValueError: It is larger.
+        """
+        share = self.pool.capacity_bytes // self.pool.slots
+        if self._copies and adapter.nbytes > share:
+            raise ValueError(
+                f"got an adapter of {adapter.nbytes} bytes; expected at most {share}, its share of "
+                f"a buffer of {self.pool.capacity_bytes} bytes for {self.pool.slots} slots. Use a "
+                "smaller rank, raise pool_bytes, or lower max_loras"
+            )
 
     def pack(self, weights: Mapping[int, Sequence[SliceWeights]]) -> PackedAdapter:
         """Packs an adapter, given by layer index. Any thread may."""

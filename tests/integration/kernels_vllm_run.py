@@ -27,8 +27,8 @@ def main(plan_path: str, out_path: str) -> None:
     llm = vllm.LLM(
         plan["base"],
         dtype=plan["dtype"],
-        max_model_len=256,
-        max_num_batched_tokens=256,
+        max_model_len=512,
+        max_num_batched_tokens=512,
         max_num_seqs=16,
         block_size=32,
         enforce_eager=not plan["compiled"],
@@ -76,7 +76,8 @@ def _trace_once() -> None:
     def traced(config: Any) -> None:
         theirs(config)
         config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
-        config.compilation_config.backend = "eager"
+        # With the functional graphs that Inductor starts from, without its compiler.
+        config.compilation_config.backend = "aot_eager"
 
     platform.check_and_update_config = staticmethod(traced)
 

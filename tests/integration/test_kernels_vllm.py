@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lorebase.kernels.lora.gpu.config import DECODE_TOKENS
 from lorebase.serving.engine.settings import read_cpu_flags, resolve_dtype
 
 # More threads only wait for each other on models of this size: minutes on a busy machine.
@@ -31,9 +32,12 @@ TOKENS = 12
 TRAINED = ("acme__date-dmy-to-compact", "telco__phone-flip", "depot__sku-flip")
 EDGES = "random-embedding-and-lm-head"
 DATE, PHONE = "Input: 20 July 2049\nOutput:", "Input: call +45 796 8476\nOutput:"
+LONG = "Input: 20 July 2049\nOutput: 20490720\n\n" * 14 + DATE
+"""More tokens than a step of small tiles has."""
 Batch = list[list[str | None]]
 SOLO: list[Batch] = [
-    [[prompt, name]] for name in (None, *TRAINED, EDGES) for prompt in (DATE, PHONE)
+    *([[prompt, name]] for name in (None, *TRAINED, EDGES) for prompt in (DATE, PHONE)),
+    [[LONG, TRAINED[2]]],
 ]
 MIXED: list[Batch] = [
     # Both slots full, base requests between: vLLM's own wrapper gives those the last slot.
@@ -42,6 +46,7 @@ MIXED: list[Batch] = [
     [[PHONE, TRAINED[2]], [PHONE, None], [DATE, TRAINED[1]], [DATE, TRAINED[2]]],
     [[DATE, EDGES], [DATE, None], [PHONE, TRAINED[2]], [PHONE, EDGES], [DATE, TRAINED[2]]],
     [[DATE, None], [PHONE, None]],
+    [[LONG, TRAINED[2]], [DATE, None]],
 ]
 FORCED: list[Batch] = [
     [[DATE + " 20490720\n", TRAINED[0]], [DATE + " 20490720\n", None], [PHONE, TRAINED[1]]],
@@ -252,17 +257,22 @@ def test_in_a_model_traced_to_one_graph_they_do_too(
     # As on a GPU, where vLLM compiles: the graph of the first step serves all others. With the
     # embedding's and lm_head's adapter, and a buffer of the default size.
     pytest.importorskip("triton")
-    batches, tokens = [MIXED[3], MIXED[2]], 2
+    # The long prompt runs over wide tiles.
+    chosen, tokens = (3, 2, 4), 2
+    long = len(AutoTokenizer.from_pretrained(files["base"])(LONG).input_ids)
+    assert DECODE_TOKENS < long < 500
     traced = _run(
         tmp_path,
         files,
         options={"kernels_on_cpu": "triton"},
         compiled=True,
-        batches=batches,
-        forced=[],
+        batches=[MIXED[index] for index in chosen],
+        forced=FORCED[2:],
         tokens=tokens,
     )
     assert traced["facts"]["compiled"]
     assert traced["facts"]["kernel"] == "LoraLinear"
-    expected = [run["answers"][len(SOLO) + index] for index in (3, 2)]
+    expected = [run["answers"][len(SOLO) + index] for index in chosen]
     assert traced["answers"] == [[one[:tokens] for one in batch] for batch in expected]
+    for got, scores in zip(traced["scores"][0], run["scores"][2], strict=True):
+        assert torch.allclose(torch.tensor(got).exp(), torch.tensor(scores).exp(), atol=1e-4)

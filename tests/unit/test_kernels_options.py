@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorebase.kernels.vllm.options import VARIABLE, KernelOptions, options_of
+from lorebase.kernels.vllm.options import VARIABLE, KernelOptions, options_of, served_config
 
 
 def test_without_any_word_vllms_own_serves() -> None:
@@ -40,3 +40,14 @@ def test_options_come_back_from_what_an_engine_is_given() -> None:
 def test_bad_options_are_refused_with_what_is_expected(own: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         options_of({"lorebase": own}, {})
+
+
+def test_what_serves_is_left_for_vllms_hash_of_compiled_models() -> None:
+    options = KernelOptions(kernels="lorebase", pool_bytes=7)
+    given = {"other": 1, **options.additional_config()}
+    served = served_config(given, options)
+    assert served.items() > given.items()
+    assert served != served_config(given, KernelOptions(kernels="lorebase", pool_bytes=8))
+    assert len(served["lorebase_served"]["sources"]) == 16
+    assert options_of(served, {}) == options
+    assert served_config(None, options) is None

@@ -29,7 +29,7 @@ def test_where_adapters_stay_nothing_is_reserved() -> None:
     weights = _model()
     weights.reserve()
     assert weights.pool.capacity_bytes == 0
-    assert weights.rank_that_fits(64) == 64
+    weights.check_fits(weights.pack({1: [(torch.ones(64, 16), torch.ones(32, 64))]}))
     assert weights.keeps_16_bits
     assert not weights.uses_op
 
@@ -41,7 +41,6 @@ def test_by_default_any_adapter_fits_every_slot() -> None:
     assert not weights.keeps_16_bits
     assert weights.bytes_of_rank(RANK) == RANK * PER_RANK
     assert weights.pool.capacity_bytes == SLOTS * RANK * PER_RANK
-    assert weights.rank_that_fits(RANK) == RANK
     pair = (torch.ones(RANK, 32), torch.ones(16, RANK))
     wide = (torch.ones(RANK, 32), torch.ones(48, RANK))
     last = (torch.ones(RANK, 16), torch.ones(32, RANK))
@@ -52,17 +51,29 @@ def test_by_default_any_adapter_fits_every_slot() -> None:
     assert weights.pool.free_bytes == 0
 
 
-def test_a_smaller_buffer_is_warmed_up_with_the_rank_that_fits_every_slot() -> None:
-    weights = _model(pool_bytes=SLOTS * 5 * PER_RANK + 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_does_for_sizes_that_fill_no_whole_units_too(dtype: torch.dtype) -> None:
+    weights = ModelWeights(
+        slots=2, max_rank=3, dtype=dtype, options=KernelOptions(kernels_on_cpu="triton")
+    )
+    weights.add_embedding(5025, 7, StepPlan(max_tokens=4, slots=2))
     weights.reserve()
-    assert weights.rank_that_fits(RANK) == 5
-    assert weights.rank_that_fits(3) == 3
+    adapter = weights.pack({0: [(torch.ones(3, 5025), torch.ones(7, 3))]})
+    weights.check_fits(adapter)
+    for slot in range(2):
+        weights.pool.assign(slot, adapter)
 
 
-def test_a_buffer_without_room_for_every_slot_is_refused() -> None:
-    weights = _model(pool_bytes=SLOTS * PER_RANK - 1)
-    with pytest.raises(ValueError, match=rf"expected at least {SLOTS * PER_RANK}, .*rank 1"):
-        weights.reserve()
+def test_an_adapter_above_a_slots_share_of_the_buffer_is_refused() -> None:
+    weights = _model(pool_bytes=SLOTS * 1024)
+    weights.reserve()
+    small, large = (
+        weights.pack({1: [(torch.ones(rank, 16), torch.ones(32, rank))]}) for rank in (5, 6)
+    )
+    weights.check_fits(small)
+    assert small.nbytes <= 1024 < large.nbytes
+    with pytest.raises(ValueError, match=rf"got an adapter of {large.nbytes} .*at most 1024"):
+        weights.check_fits(large)
 
 
 def test_layers_are_bound_to_the_buffer_that_was_reserved() -> None:
