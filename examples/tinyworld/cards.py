@@ -29,7 +29,8 @@ SCHEDULE = {
     "next": "1500 steps on a schedule of 2600, on to 2200 on one of 2200, then on to 4500 on one "
     "of that many: the learning rate fell, rose again to its constant value, and falls from step "
     "2700.",
-    "later": "One schedule of 3000 steps, without a break in its learning rate.",
+    "later": "One schedule of 1600 steps (the first 150 on one of 3000, which has the same rates "
+    "there).",
 }
 
 
