@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -23,15 +24,23 @@ READY_LINE = "serving: gRPC"
 """`lorebase serve` prints it once everything runs."""
 
 
-def free_port(preferred: int = 0) -> int:
-    """Returns `preferred` if nobody listens there, else a port that the kernel finds free."""
+def free_ports(*preferred: int) -> list[int]:
+    """Returns different ports: each the preferred one, or another where somebody listens there.
+
+    All are held until all are found: one that was let go might be found again.
+    """
+    with ExitStack() as held:
+        return [_held_port(held, port) for port in preferred]
+
+
+def _held_port(held: ExitStack, preferred: int) -> int:
     for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
+        probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            continue
+        return int(probe.getsockname()[1])
     raise OSError(f"no free port on {HOST}")
 
 
@@ -57,8 +66,7 @@ class ServedCluster:
     ) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
         self.log_path = state_dir / "serve.log"
-        self.grpc = f"{HOST}:{free_port(grpc_port)}"
-        self.http = f"{HOST}:{free_port(http_port)}"
+        self.grpc, self.http = (f"{HOST}:{port}" for port in free_ports(grpc_port, http_port))
         self._config = config
         self._environment = {
             **os.environ,

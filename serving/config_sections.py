@@ -117,6 +117,14 @@ class ServingSection(Section):
     """Seconds that a change of routes may take to reach all gateways."""
     tls: TlsSection | None = None
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServingSection":
+        # Gateways share ports with SO_REUSEPORT: the kernel would let both servers have it, and
+        # give each half of the other's clients.
+        if self.grpc_port == self.http_port != 0:
+            raise ValueError(f"grpc_port and http_port are both {self.grpc_port}, expected two")
+        return self
+
 
 class EngineSection(Section):
     """How every engine runs; engine/settings.py explains each field and checks their sum."""

@@ -17,13 +17,14 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.cluster import free_ports
 from lorebase.serving import launch
 from lorebase.serving.catalog import Catalog
 from lorebase.serving.config import Settings, settings_of
 from lorebase.serving.engine.protocol import EngineStats
 from lorebase.serving.errors import FailedPreconditionError
 from lorebase.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc
-from tests.integration.gateway_harness import archive, free_port, reason_of, retry_s_of, upload
+from tests.integration.gateway_harness import archive, reason_of, retry_s_of, upload
 from tests.integration.tiny_models import make_tiny_adapter, make_tiny_base
 
 pytestmark = [
@@ -398,7 +399,7 @@ async def test_everything_is_back_after_a_restart(instance: Instance, inference:
 def test_taken_port_is_refused_before_anything_starts(models: Path, tmp_path: Path) -> None:
     import socket
 
-    port = free_port()
+    [port] = free_ports(0)
     settings = settings_of(
         {
             "cluster": {"state_dir": str(tmp_path)},

@@ -1,7 +1,6 @@
 """A real gateway on loopback: real servers, catalog and store; only the engines are fakes."""
 
 import io
-import socket
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from benchmarks.cluster import free_ports
 from lorebase.serving.artifacts import ArtifactStore, base_revision
 from lorebase.serving.catalog import Catalog
 from lorebase.serving.catalog.records import Base
@@ -22,12 +22,6 @@ from lorebase.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2_grpc
 from tests.unit.gateway_fakes import SpellingEngines
 
 BASE = "base-a"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class LocalHub:
@@ -99,7 +93,8 @@ class Gateway:
 
 
 def gateway_settings(state: Path, base_dir: Path, **sections: dict[str, Any]) -> Settings:
-    serving = {"grpc_port": free_port(), "http_port": free_port(), "drain_s": 5}
+    grpc_port, http_port = free_ports(0, 0)
+    serving = {"grpc_port": grpc_port, "http_port": http_port, "drain_s": 5}
     return settings_of(
         {
             "cluster": {"state_dir": str(state)},

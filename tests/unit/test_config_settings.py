@@ -54,6 +54,7 @@ def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         (MINIMAL + "servng: {}\n", "servng"),
         (MINIMAL + "serving: {grpcport: 1}\n", r"serving\.grpcport"),
         (MINIMAL + "serving: {grpc_port: 70000}\n", r"serving\.grpc_port"),
+        (MINIMAL + "serving: {grpc_port: 7000, http_port: 7000}\n", "both 7000, expected two"),
         ("bases: []\n", "bases"),
         ("serving: {}\n", "bases"),
         ("bases: [{id: 'a/b', path: x}]\n", r"bases\.0\.id"),

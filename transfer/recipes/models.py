@@ -70,6 +70,8 @@ class Shadow:
     lora: LoraSettings
     format: TaskFormat
     max_answer_tokens: int
+    source_dir: Path | None = None
+    """PEFT directory of the source adapter, for recipes with a warm start."""
 
 
 def version_at(adapter: Path, name: str, base_id: str) -> VersionRef:

@@ -70,6 +70,9 @@ class LoraChoice:
     dropout: float = 0.0
     initialisation: Literal["random", "eva"] = "random"
     """See LoraSettings."""
+    warm_start: bool = False
+    """Whether training starts from the source adapter's own weights where they fit the next base
+    and beat the bare base there; see warm_start.py."""
 
     def __post_init__(self) -> None:
         """Checks the bounds."""

@@ -27,6 +27,7 @@ from ..ports import Checkpoint, Example, no_checkpoint
 from .models import LoadTeacher, Pairs, Shadow
 from .on_policy import correct
 from .recipe import Recipe
+from .warm_start import warm_start
 
 
 def train_shadow(
@@ -55,7 +56,8 @@ def train_shadow(
         checkpoint: called before every step.
 
     Returns:
-        Figures for people, JSON: `train` (see `TrainSummary`), `selection`, `on_policy`.
+        Figures for people, JSON: `train` (see `TrainSummary`), `selection`, `on_policy`, and
+        `warm_start` where one was asked for.
 
     Raises:
         InvalidArgumentError: no usable examples, no such modules, no fast tokenizer.
@@ -82,6 +84,7 @@ def train_shadow(
     rounds = recipe.on_policy
     # Share of the whole work that the main training is.
     main = 1.0 / (1.0 + rounds.rounds * rounds.step_share) if rounds else 1.0
+    start, warmth = warm_start(shadow, tokens) if recipe.lora.warm_start else (None, {})
     summary = train_tokens(
         model=shadow.model,
         examples=tokens,
@@ -89,6 +92,7 @@ def train_shadow(
         recipe=training,
         out_dir=out_dir,
         base_id=shadow.base_id,
+        start_from=start,
         checkpoint=lambda progress: checkpoint(progress * main),
     )
     corrections: list[dict[str, Any]] = []
@@ -105,7 +109,8 @@ def train_shadow(
         )
     checkpoint(1.0)
     train = asdict(replace(summary, skipped_examples=len(examples) - len(usable)))
-    return {"train": train, "selection": selection, "on_policy": corrections}
+    told = {"train": train, "selection": selection, "on_policy": corrections}
+    return told | ({"warm_start": warmth} if warmth else {})
 
 
 def signalled(

@@ -63,6 +63,7 @@ def run_job(job: DistillJob, checkpoint: Checkpoint = no_checkpoint) -> DistillO
             lora=lora,
             format=kit.format,
             max_answer_tokens=kit.max_answer_tokens,
+            source_dir=source_dir,
         ),
         [Example(**item) for item in labelled["training"]],
         teacher=lambda: load_teacher(job.source_base_dir, source_dir),
