@@ -16,12 +16,13 @@ request fails.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 ROUNDING = {"float32": 0.01, "bfloat16": 0.3}
 """Largest shortfall of a right answer, in standard deviations of the logits."""
+TAKES_ARGUMENTS = True
 SHARE_OF_CAPACITY = 0.6
 """Rate of the played traces, of the rate that the fewest adapters reach when saturated."""
 
@@ -91,9 +93,19 @@ QUICK = Shape(
 )
 
 
+def shape_of(arguments: Sequence[str], *, quick: bool) -> Shape:
+    """Returns how much is measured, with other rounds where arguments say so."""
+    shape = QUICK if quick else FULL
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run lora-churn")
+    for name in ("rounds", "played_rounds", "cold_rounds"):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, default=getattr(shape, name))
+    return replace(shape, **vars(parser.parse_args(list(arguments))))
+
+
 async def run(context: SuiteContext) -> SuiteResult:
     """Runs the suite."""
-    shape = QUICK if context.quick else FULL
+    shape = shape_of(context.arguments, quick=context.quick)
     disable_progress_bar()
     base = context.work_dir / "base"
     parameters = make_base(base, shape.base)

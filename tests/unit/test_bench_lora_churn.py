@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.lora.churn import rank_of, trace
 from benchmarks.lora.churn_result import Churn, Saturated, Stall, against_fewest, summarise
+from benchmarks.suites.lora_churn import FULL, QUICK, shape_of
 
 
 def _run(registered: int, number: int, seconds: float, *, warm: bool) -> Saturated:
@@ -59,3 +60,11 @@ def test_a_trace_is_skewed_alike_over_more_or_fewer_adapters() -> None:
     first = sum(one.adapter < 20 for one in many) / len(many)
     assert 0.18 < first < 0.32  # 0.01 ** 0.3
     assert {rank_of(number) for number in range(48)} == {8, 16, 64}
+
+
+def test_rounds_can_be_others() -> None:
+    assert shape_of([], quick=False) == FULL
+    assert shape_of([], quick=True) == QUICK
+    changed = shape_of(["--rounds", "3", "--played-rounds", "1"], quick=False)
+    assert (changed.rounds, changed.played_rounds) == (3, 1)
+    assert (changed.cold_rounds, changed.counts) == (FULL.cold_rounds, FULL.counts)
