@@ -62,16 +62,22 @@ def ratios(
     of: str = "ours",
 ) -> list[float]:
     """Returns one arm over another, round by round."""
-    by = {(s.arm, s.round): rate(s) for s in samples if s.cell == cell}
-    rounds = sorted({r for arm, r in by if arm == of} & {r for arm, r in by if arm == over})
-    return [by[of, r] / by[over, r] for r in rounds]
+    return [mine / other for mine, other in _neighbours(samples, cell, of, over, rate)]
 
 
-def extra_ms(samples: Sequence[Sample], cell: tuple[str, str, int], requests: int) -> list[float]:
+def extra_ms(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[float]:
     """Returns how much longer a decode step takes with our adapters than without any, by round."""
-    by = {(s.arm, s.round): 1e3 * requests / per_wall(s) for s in samples if s.cell == cell}
-    rounds = sorted({r for arm, r in by if arm == "ours"} & {r for arm, r in by if arm == "none"})
-    return [by["ours", r] - by["none", r] for r in rounds]
+    neighbours = _neighbours(samples, cell, "ours", "none", per_wall)
+    return [1e3 * REQUESTS * (1 / ours - 1 / none) for ours, none in neighbours]
+
+
+def _neighbours(
+    samples: Sequence[Sample], cell: tuple[str, str, int], one: str, other: str, rate: Rate
+) -> list[tuple[float, float]]:
+    """Rates of two arms in the rounds that both have."""
+    by = {(s.arm, s.round): rate(s) for s in samples if s.cell == cell}
+    rounds = sorted({r for arm, r in by if arm == one} & {r for arm, r in by if arm == other})
+    return [(by[one, r], by[other, r]) for r in rounds]
 
 
 def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[str]) -> SuiteResult:
@@ -85,7 +91,7 @@ def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[s
                 key = f"{workload}_{ranks}_{adapters}"
                 summary[f"{key}_vs_{name}"] = _round(percentile(found, 50))
                 if arm == "none" and workload == "decode":
-                    extra = extra_ms(samples, (workload, ranks, adapters), requests=REQUESTS)
+                    extra = extra_ms(samples, (workload, ranks, adapters))
                     summary[f"{key}_ms_over_nolora"] = _round(percentile(extra, 50))
     return SuiteResult(
         rows=[row for cell in cells for row in _rows(samples, cell)],

@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.lora.arm import Arm, EnginePlan
 from benchmarks.lora.churn import BASE_ID, Client, Registered, rank_of, trace
 from benchmarks.lora.churn_result import Churn, Saturated, Stall, spread, summarise
+from benchmarks.lora.rounds import rotated
 from benchmarks.lora.world import BIG, TINY, BaseShape, make_base, merged, shortfall
 from benchmarks.suite import SuiteContext, SuiteResult
 from examples.tinyworld.demo.settings import WORLD
@@ -164,7 +165,7 @@ async def _measure(
     context.say(f"{shape.cold_rounds} cold rounds done")
     rate = 0.0
     for number in range(shape.rounds):
-        for count in _rotated(shape.counts, number):
+        for count in rotated(shape.counts, number):
             await _warm_up(client, count, number)
             run = await _saturate(shape, client, count, shape.cold_rounds + number, done, warm=True)
             if count == min(shape.counts):
@@ -189,12 +190,6 @@ async def _measure(
         "engine_rss_bytes": stats.rss_bytes,
         "played_requests_per_s": round(SHARE_OF_CAPACITY * rate, 2),
     }
-
-
-def _rotated(counts: Sequence[int], number: int) -> list[int]:
-    """Returns the counts in another order each round, so that none always comes first."""
-    begin = number % len(counts)
-    return [*counts[begin:], *counts[:begin]]
 
 
 async def _warm_up(client: Client, count: int, number: int) -> None:

@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.lora.arm import Arm, EnginePlan, Kind
 from benchmarks.lora.cpu_result import REQUESTS, Sample, summarise
+from benchmarks.lora.rounds import rotated
 from benchmarks.lora.world import BIG, TINY, BaseShape, make_adapter, make_base, merged, shortfall
 from benchmarks.suite import SuiteContext, SuiteResult
 from lorebase.serving.engine.settings import read_cpu_flags, resolve_dtype
@@ -222,7 +223,7 @@ async def _decode(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) 
         )
     samples = []
     for number in range(shape.rounds_with(adapters)):
-        for arm in _rotated(arms, number):
+        for arm in rotated(arms, number):
             steps = shape.work[arm.kind, ranks].decode_steps
             times = await asyncio.to_thread(arm.call, "steps", count=steps)
             samples.append(_sample("decode", ranks, adapters, arm, number, times))
@@ -234,18 +235,12 @@ async def _decode(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) 
 async def _prefill(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) -> list[Sample]:
     samples = []
     for number in range(shape.rounds_with(adapters)):
-        for arm in _rotated(arms, number):
+        for arm in rotated(arms, number):
             prompts = _prompts(shape.work[arm.kind, ranks].prompt_tokens, shape, seed=3 + number)
             assigned = _assigned(arm, adapters)
             times = await asyncio.to_thread(arm.call, "prefill", prompts=prompts, adapters=assigned)
             samples.append(_sample("prefill", ranks, adapters, arm, number, times))
     return samples
-
-
-def _rotated(arms: Sequence[Arm], number: int) -> list[Arm]:
-    """So that no arm always follows the same one."""
-    first = number % len(arms)
-    return [*arms[first:], *arms[:first]]
 
 
 def _sample(

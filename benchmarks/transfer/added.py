@@ -10,17 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .gated import gate_summary
+from .result import NAMED, filtering
 from .rows import Row
 from .statistics import differences, estimate, gains, recoveries, table_of
 
-ARMS = {
-    "lorebase": "lorebase",
-    "translora": "trans-lora",
-    "titok": "titok",
-    "legacy": "legacy",
-    "unfiltered": "unfiltered",
-}
-"""Names of arms in summary keys."""
+ARMS = ("lorebase", "translora", "titok", "legacy", "unfiltered")
+"""Names in summary keys of the arms that are told."""
 
 
 def added_rows(rows: Sequence[Row], *, samples: int) -> list[Row]:
@@ -40,15 +35,14 @@ def added_summary(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
     if not table:
         return {}
     told: dict[str, Any] = {"tasks": sorted({task for task, _ in table})}
-    for name, arm in ARMS.items():
+    for name in ARMS:
+        arm = NAMED[name]
         found = estimate(recoveries(table, arm))
         told[f"recovery_{name}"] = None if found is None else found.rounded()
         gap = estimate(differences(table, "lorebase", arm))
         if arm != "lorebase" and gap is not None:
             told[f"lorebase_minus_{name}_points"] = gap.rounded()
-    sure = [one for one in gains(table, "lorebase", "unfiltered") if one["significant"]]
-    told["tasks_where_filtering_gains"] = [one["task"] for one in sure if one["points"] > 0]
-    told["tasks_where_filtering_harms"] = [one["task"] for one in sure if one["points"] < 0]
+    told |= filtering(table)
     judged = gate_summary(rows)
     told |= {key: value for key, value in judged.items() if key.startswith(("false_", "gated_"))}
     return {"added": told}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .rows import Row
-from .statistics import differences, estimate, table_of
+from .statistics import Estimate, Table, differences, estimate, table_of
 
 HOP_ARMS = ("source", "zero-shot", "lorebase", "hop2")
 """All but the last are the table's own cells."""
@@ -29,15 +29,23 @@ def hop_rows(rows: Sequence[Row], *, samples: int) -> list[Row]:
     return told
 
 
+def hop_losses(table: Table) -> dict[str, Estimate | None]:
+    """Returns the points lost after one hop and after two, where there are two."""
+    both = {place: arms for place, arms in table.items() if "hop2" in arms}
+    return {
+        f"hop{hop}_loss_points": estimate(differences(both, "source", arm))
+        for hop, arm in ((1, "lorebase"), (2, "hop2"))
+    }
+
+
 def hop_summary(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
     """Returns what the adapters lose in points after one hop and after two, with intervals."""
-    both = {place: arms for place, arms in table_of(rows, samples).items() if "hop2" in arms}
-    told: dict[str, Any] = {
-        "tasks": len({task for task, _ in both}),
-        "seeds": len({seed for _, seed in both}),
+    table = table_of(rows, samples)
+    places = [place for place, arms in table.items() if "hop2" in arms]
+    losses = hop_losses(table)
+    return {
+        "tasks": len({task for task, _ in places}),
+        "seeds": len({seed for _, seed in places}),
         "samples": samples,
+        **{key: lost and lost.rounded() for key, lost in losses.items()},
     }
-    for hop, arm in ((1, "lorebase"), (2, "hop2")):
-        found = estimate(differences(both, "source", arm))
-        told[f"hop{hop}_loss_points"] = None if found is None else found.rounded()
-    return told

@@ -7,6 +7,7 @@ from typing import Any
 
 from .arms import CURVE, TABLE
 from .gated import gate_summary
+from .hops import hop_losses
 from .rows import Row, cpu_seconds
 from .statistics import (
     Estimate,
@@ -55,12 +56,11 @@ def summarise(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
     for name in ("translora", "titok", "unfiltered", "legacy", "oracle"):
         gap = estimate(differences(table, "lorebase", NAMED.get(name, name)))
         summary |= _told(f"lorebase_minus_{name}_points", gap)
-    for hop, arm in ((1, "lorebase"), (2, "hop2")):
-        both = {place: arms for place, arms in table.items() if "hop2" in arms}
-        summary |= _told(f"hop{hop}_loss_points", estimate(differences(both, "source", arm)))
+    for key, lost in hop_losses(table).items():
+        summary |= _told(key, lost)
     return (
         summary
-        | _filtering(gains(table, "lorebase", "unfiltered"))
+        | filtering(table)
         | _flipped(flips(table, "lorebase"))
         | gate_summary(rows)
         | _costs(rows, table)
@@ -68,8 +68,9 @@ def summarise(rows: Sequence[Row], *, samples: int) -> dict[str, Any]:
     )
 
 
-def _filtering(found: Sequence[Row]) -> dict[str, Any]:
-    sure = [one for one in found if one["significant"]]
+def filtering(table: Table) -> dict[str, Any]:
+    """Returns the tasks where the filter surely gains, and where it surely harms."""
+    sure = [one for one in gains(table, "lorebase", "unfiltered") if one["significant"]]
     return {
         "tasks_where_filtering_gains": [one["task"] for one in sure if one["points"] > 0],
         "tasks_where_filtering_harms": [one["task"] for one in sure if one["points"] < 0],
@@ -171,7 +172,7 @@ def by_samples(rows: Sequence[Row], *, samples: int) -> dict[str, dict[str, Any]
                 for arm in CURVE
                 if arm != "lorebase" and (one := estimate(differences(part, "lorebase", arm)))
             },
-            **_filtering(gains(part, "lorebase", "unfiltered")),
+            **filtering(part),
         }
     return told
 

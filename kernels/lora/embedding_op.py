@@ -11,14 +11,10 @@ from typing import Any
 import torch
 
 from .metadata import StepPlan
-from .op import INTERPRETED, bound_of, library, nothing
+from .op import INTERPRETED, TABLES, library, nothing, tables_of
 from .pool import AdapterPool, PoolLayer
 
-SCHEMA = (
-    "lora_embedding(Tensor(a!) y, Tensor ids, Tensor weights, Tensor a_offsets, Tensor b_offsets, "
-    "Tensor ranks, Tensor slice_starts, Tensor host_counts, Tensor tiles, Tensor wide_tiles, "
-    "Tensor order, int vocab, int tile_tokens, int wide_tile_tokens, int max_rank) -> ()"
-)
+SCHEMA = f"lora_embedding(Tensor(a!) y, Tensor ids, int vocab, {TABLES}) -> ()"
 library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -37,22 +33,8 @@ class LoraEmbeddingOp:
                 f"got points={pool.points}, {len(layer.slice_sizes)} slices; expected a buffer and "
                 "one slice"
             )
-        self._plan = plan
-        self._tables = (
-            pool.buffer,
-            layer.a_offsets,
-            layer.b_offsets,
-            layer.ranks,
-            layer.slice_starts,
-            plan.host_counts,
-            plan.tiles,
-            plan.wide_tiles,
-            plan.order,
-            layer.in_features,
-            plan.tile_tokens,
-            plan.wide_tile_tokens,
-            bound_of(pool, plan),
-        )
+        self._plan, self._vocab = plan, layer.in_features
+        self._tables = tables_of(pool, layer, plan)
 
     def __call__(self, y_TN: torch.Tensor, ids_T: torch.Tensor) -> None:
         """Adds every token's own delta to y in place.
@@ -67,48 +49,17 @@ class LoraEmbeddingOp:
         """
         if not torch.compiler.is_compiling() and len(y_TN) < self._plan.tokens:
             raise ValueError(f"got {len(y_TN)} rows; expected at least {self._plan.tokens}")
-        lora_embedding(y_TN, ids_T, *self._tables)
+        lora_embedding(y_TN, ids_T, self._vocab, *self._tables)
 
 
-def _gpu(
-    y: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    a_offsets: torch.Tensor,
-    b_offsets: torch.Tensor,
-    ranks: torch.Tensor,
-    slice_starts: torch.Tensor,
-    host_counts: torch.Tensor,
-    tiles: torch.Tensor,
-    wide_tiles: torch.Tensor,
-    order: torch.Tensor,
-    vocab: int,
-    tile_tokens: int,
-    wide_tile_tokens: int,
-    max_rank: int,
-) -> None:
-    if not int(host_counts[0]):  # as the linear layers' op
-        return
-    from .gpu import embedding
-    from .gpu.call import Call
-    from .gpu.config import DECODE_TOKENS
+def _gpu(y: torch.Tensor, ids: torch.Tensor, vocab: int, *tables: Any) -> None:
+    from .gpu.call import call_of_step
 
-    wide = wide_tile_tokens > 0 and len(y) > DECODE_TOKENS
-    call = Call(
-        y_TN=y,
-        x_TK=y,
-        weights=weights,
-        a_offsets=a_offsets,
-        b_offsets=b_offsets,
-        ranks=ranks,
-        slice_starts=slice_starts,
-        tiles=wide_tiles if wide else tiles,
-        order=order,
-        slice_sizes=(y.shape[1],),
-        tile_tokens=wide_tile_tokens if wide else tile_tokens,
-        max_rank=max_rank,
-    )
-    embedding.run(call, ids, vocab)
+    call = call_of_step(y, y, *tables)  # of x only the number of rows counts
+    if call is not None:
+        from .gpu import embedding
+
+        embedding.run(call, ids, vocab)
 
 
 if INTERPRETED:

@@ -63,7 +63,7 @@ class StepPlan:
         self.max_tokens, self.slots = max_tokens, slots
         self.tile_tokens, self.wide_tile_tokens = tile_tokens, wide_tile_tokens
         self.max_tiles = self.tiles_bound(max_tokens)
-        wide = _tiles_bound(max_tokens, slots, wide_tile_tokens) if wide_tile_tokens else 0
+        wide = tiles_bound(max_tokens, slots, wide_tile_tokens) if wide_tile_tokens else 0
         sizes = (COUNTS, self.max_tiles * 3, wide * 3, max_tokens, slots, slots + 1)
         self.block = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         on_host = self.block.device.type == "cpu"
@@ -94,7 +94,7 @@ class StepPlan:
 
     def tiles_bound(self, tokens: int) -> int:
         """Most tiles that `tokens` tokens can make: what a captured grid is sized by."""
-        return _tiles_bound(tokens, self.slots, self.tile_tokens)
+        return tiles_bound(tokens, self.slots, self.tile_tokens)
 
     def groups(self) -> list[tuple[int, Int32Array]]:
         """Slot and token rows of each group. The rows are a view: good until the next fill."""
@@ -150,7 +150,8 @@ class StepPlan:
         self._counts[:] = tiles, adapted, groups, wide
 
 
-def _tiles_bound(tokens: int, slots: int, tile_tokens: int) -> int:
+def tiles_bound(tokens: int, slots: int, tile_tokens: int) -> int:
+    """Most tiles of `tile_tokens` that tokens of at most so many slots can make."""
     return min(tokens, tokens // tile_tokens + min(slots, tokens))
 
 

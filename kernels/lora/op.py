@@ -9,7 +9,6 @@ for tests. Needs triton only where its kernels run.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,18 +18,20 @@ from .layout import TYPES
 from .metadata import StepPlan
 from .pool import AdapterPool, PoolLayer
 
-SCHEMA = (
-    "lora_linear(Tensor(a!) y, Tensor x, Tensor weights, Tensor a_offsets, Tensor b_offsets, "
-    "Tensor ranks, Tensor slice_starts, Tensor host_counts, Tensor tiles, Tensor wide_tiles, "
-    "Tensor order, int[] slice_sizes, int tile_tokens, int wide_tile_tokens, int max_rank) -> ()"
+TABLES = (
+    "Tensor weights, Tensor a_offsets, Tensor b_offsets, Tensor ranks, Tensor slice_starts, "
+    "Tensor host_counts, Tensor tiles, Tensor wide_tiles, Tensor order, int[] slice_sizes, "
+    "int tile_tokens, int wide_tile_tokens, int max_rank"
 )
+"""What an op takes of a layer and a plan: `tables_of`, and `call_of_step` after y and x."""
+SCHEMA = f"lora_linear(Tensor(a!) y, Tensor x, {TABLES}) -> ()"
 # Kept: a library that is collected takes its ops with it.
 library: Any = torch.library.Library("lorebase", "DEF")  # type: ignore[no-untyped-call]
 library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def bound_of(pool: AdapterPool, plan: StepPlan) -> int:
-    """The largest rank of a pool that a plan belongs to.
+def tables_of(pool: AdapterPool, layer: PoolLayer, plan: StepPlan) -> tuple[Any, ...]:
+    """The arguments of an op that stay from step to step, in the order of `TABLES`.
 
     Raises:
         ValueError: Pool and plan don't belong together, or the pool takes any rank.
@@ -42,7 +43,21 @@ def bound_of(pool: AdapterPool, plan: StepPlan) -> int:
             f"got a plan of {plan.slots} slots on {plan.block.device}; expected {pool.slots} "
             f"slots on {pool.buffer.device}"
         )
-    return pool.max_rank
+    return (
+        pool.buffer,
+        layer.a_offsets,
+        layer.b_offsets,
+        layer.ranks,
+        layer.slice_starts,
+        plan.host_counts,
+        plan.tiles,
+        plan.wide_tiles,
+        plan.order,
+        layer.slice_sizes,
+        plan.tile_tokens,
+        plan.wide_tile_tokens,
+        pool.max_rank,
+    )
 
 
 class LoraLinear:
@@ -63,23 +78,8 @@ class LoraLinear:
         Raises:
             ValueError: Pool and plan don't belong together, or the pool takes any rank.
         """
-        max_rank = bound_of(pool, plan)
         self._pool, self._layer, self._plan = pool, layer, plan
-        self._tables = (
-            pool.buffer,
-            layer.a_offsets,
-            layer.b_offsets,
-            layer.ranks,
-            layer.slice_starts,
-            plan.host_counts,
-            plan.tiles,
-            plan.wide_tiles,
-            plan.order,
-            layer.slice_sizes,
-            plan.tile_tokens,
-            plan.wide_tile_tokens,
-            max_rank,
-        )
+        self._tables = tables_of(pool, layer, plan)
 
     def __call__(self, y_TN: torch.Tensor, x_TK: torch.Tensor) -> None:
         """Adds every token's own delta to y in place.
@@ -113,46 +113,14 @@ class LoraLinear:
             )
 
 
-def _gpu(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    weights: torch.Tensor,
-    a_offsets: torch.Tensor,
-    b_offsets: torch.Tensor,
-    ranks: torch.Tensor,
-    slice_starts: torch.Tensor,
-    host_counts: torch.Tensor,
-    tiles: torch.Tensor,
-    wide_tiles: torch.Tensor,
-    order: torch.Tensor,
-    slice_sizes: Sequence[int],
-    tile_tokens: int,
-    wide_tile_tokens: int,
-    max_rank: int,
-) -> None:
-    # An engine captures graphs for steps without any adapter apart: those hold no launch at all.
-    if not int(host_counts[0]):
-        return
-    from .gpu import linear
-    from .gpu.config import DECODE_TOKENS
+def _gpu(y: torch.Tensor, x: torch.Tensor, *tables: Any) -> None:
+    from .gpu.call import call_of_step
 
-    wide = wide_tile_tokens > 0 and len(x) > DECODE_TOKENS
-    linear.run(
-        linear.Call(
-            y_TN=y,
-            x_TK=x,
-            weights=weights,
-            a_offsets=a_offsets,
-            b_offsets=b_offsets,
-            ranks=ranks,
-            slice_starts=slice_starts,
-            tiles=wide_tiles if wide else tiles,
-            order=order,
-            slice_sizes=slice_sizes,
-            tile_tokens=wide_tile_tokens if wide else tile_tokens,
-            max_rank=max_rank,
-        )
-    )
+    call = call_of_step(y, x, *tables)
+    if call is not None:
+        from .gpu import linear
+
+        linear.run(call)
 
 
 def nothing(*_: Any) -> None:

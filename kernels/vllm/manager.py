@@ -161,8 +161,7 @@ def make_worker_manager(
     """What vLLM calls in the place of its manager class: the one that the engine wants."""
     options = options_of(vllm_config.additional_config)
     if options.kernels == "lorebase":
-        uses_op = device.type != "cpu" or options.kernels_on_cpu == "triton"
-        reason = not_covered(vllm_config, uses_op=uses_op)
+        reason = not_covered(vllm_config, uses_op=options.uses_op(device))
         if reason is None:
             vllm_config.additional_config = served_config(vllm_config.additional_config, options)
             return PooledWorkerManager(

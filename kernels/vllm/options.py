@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VARIABLE = "LOREBASE_LORA_KERNELS"
 CONFIG_KEY = "lorebase"
 """Key of our part of vLLM's `additional_config`."""
@@ -51,6 +53,10 @@ class KernelOptions:
         for name in ("prefetch_threads", "prefetch_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"got {name}={getattr(self, name)}; expected at least 1")
+
+    def uses_op(self, device: torch.device | str) -> bool:
+        """Whether layers on a device call the op, which compiled and captured graphs can hold."""
+        return torch.device(device).type != "cpu" or self.kernels_on_cpu == "triton"
 
     def additional_config(self) -> dict[str, Any]:
         """What to pass to vLLM as `additional_config`, so that `options_of` finds these again."""

@@ -76,9 +76,7 @@ class ModelWeights:
             device: Where the model is.
         """
         self.dtype = dtype
-        on_cpu = torch.device(device).type == "cpu"
-        self.uses_op = not on_cpu or options.kernels_on_cpu == "triton"
-        """Whether layers call the op, which compiled and captured graphs can hold."""
+        self.uses_op = options.uses_op(device)
         self._copies = self.uses_op or options.pool_bytes is not None
         self._pool_bytes = options.pool_bytes
         # The C++ kernel reads 16 bits under float32; the op and a buffer have one type for all.

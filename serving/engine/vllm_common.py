@@ -23,7 +23,7 @@ from lorebase.kernels.vllm import plugin
 from lorebase.kernels.vllm.coverage import model_not_covered
 from lorebase.kernels.vllm.options import KernelOptions
 
-from ..artifacts import base_shapes
+from ..artifacts import BaseShapes, base_shapes
 from ..errors import EngineDeadError, InvalidArgumentError, LorebaseError, UnavailableError
 from . import vllm_scheduler
 from .budget import ITEMSIZE, adapter_slots, device_pool_bytes
@@ -70,25 +70,22 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
         trust_remote_code=False,
         **optional,
     )
-    arguments.max_loras = _slots(settings, arguments)
-    arguments.additional_config = _kernel_options(settings, arguments.max_loras).additional_config()
+    shapes, itemsize = base_shapes(Path(settings.model_path)), ITEMSIZE[engine_dtype(settings)]
+    arguments.max_loras = slots = _slots(settings, arguments, shapes, itemsize)
+    arguments.additional_config = KernelOptions(
+        kernels=wanted_kernels(settings),
+        host_bytes=settings.adapter_host_bytes,
+        pool_bytes=None if cpu else device_pool_bytes(settings, shapes, itemsize, slots),
+    ).additional_config()
     # The registry holds at most so many and so many bytes, so that vLLM never evicts one by
     # itself and reads its files again in the middle of a step, where an error kills it.
     arguments.max_cpu_loras = max(arguments.max_loras, settings.max_cpu_loras)
     return arguments
 
 
-def _kernel_options(settings: EngineSettings, slots: int) -> KernelOptions:
-    shapes, itemsize = base_shapes(Path(settings.model_path)), ITEMSIZE[engine_dtype(settings)]
-    on_device = not current_platform.is_cpu()
-    return KernelOptions(
-        kernels=wanted_kernels(settings),
-        host_bytes=settings.adapter_host_bytes,
-        pool_bytes=device_pool_bytes(settings, shapes, itemsize, slots) if on_device else None,
-    )
-
-
-def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:
+def _slots(
+    settings: EngineSettings, arguments: AsyncEngineArgs, shapes: BaseShapes, itemsize: int
+) -> int:
     """Different adapters in a step: what fits into bytes, unless our kernels need none for slots.
 
     Whether those will serve is asked of the model itself: vLLM's own pad every slot.
@@ -97,8 +94,8 @@ def _slots(settings: EngineSettings, arguments: AsyncEngineArgs) -> int:
     ours = wanted_kernels(settings) == "lorebase" and plugin.register()
     return adapter_slots(
         settings,
-        base_shapes(Path(settings.model_path)),
-        ITEMSIZE[engine_dtype(settings)],
+        shapes,
+        itemsize,
         free_slots=ours
         and current_platform.is_cpu()
         and model_not_covered(arguments.create_model_config()) is None,

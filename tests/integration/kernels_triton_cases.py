@@ -23,7 +23,7 @@ from lorebase.kernels.lora.gpu.config import (
     Shrink,
     tile_tokens_for,
 )
-from lorebase.kernels.lora.op import LoraLinear
+from lorebase.kernels.lora.op import LoraLinear, tables_of
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.kernels.lora.reference import lora_reference
 from tests.unit.kernel_samples import TOLERANCE, Case
@@ -395,14 +395,11 @@ def test_the_embeddings_op_is_registered_right() -> None:
     case = _case([(8,), (3,)], features=VOCAB, slices=(EMBEDDED,))
     y, _ = case.inputs([0, 1, -1])
     case.plan.fill([0, 1, -1])
-    layer, plan = case.layer, case.plan
     passed = torch.library.opcheck(
         lora_embedding.default,
         (
-            *(y.nan_to_num(), torch.tensor([3, 0, 52], device=DEVICE), case.pool.buffer),
-            *(layer.a_offsets, layer.b_offsets, layer.ranks, layer.slice_starts),
-            *(plan.host_counts, plan.tiles, plan.wide_tiles, plan.order),
-            *(VOCAB, plan.tile_tokens, plan.wide_tile_tokens, 8),
+            *(y.nan_to_num(), torch.tensor([3, 0, 52], device=DEVICE), VOCAB),
+            *tables_of(case.pool, case.layer, case.plan),
         ),
     )
     assert set(passed.values()) == {"SUCCESS"}

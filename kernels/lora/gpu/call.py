@@ -6,6 +6,9 @@ from math import gcd
 
 import torch
 
+from ..metadata import tiles_bound
+from .config import DECODE_TOKENS
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_BLOCK = 16
 """The fewest rows that a matrix instruction takes; also what h's rows are aligned to."""
@@ -45,9 +48,8 @@ class Call:
 
     @property
     def tiles_bound(self) -> int:
-        """Most tiles that as many tokens can make (`StepPlan.tiles_bound`)."""
-        tokens = len(self.x_TK)
-        return min(tokens, tokens // self.tile_tokens + min(len(self.ranks), tokens))
+        """Most tiles that as many tokens can make."""
+        return tiles_bound(len(self.x_TK), len(self.ranks), self.tile_tokens)
 
     @property
     def block_m(self) -> int:
@@ -99,3 +101,44 @@ class Call:
                 f"got {len(self.x_TK)} tokens for a plan of {len(self.order)} tokens, "
                 f"{len(self.tiles)} tiles; expected a plan made for as many"
             )
+
+
+def call_of_step(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    a_offsets: torch.Tensor,
+    b_offsets: torch.Tensor,
+    ranks: torch.Tensor,
+    slice_starts: torch.Tensor,
+    host_counts: torch.Tensor,
+    tiles: torch.Tensor,
+    wide_tiles: torch.Tensor,
+    order: torch.Tensor,
+    slice_sizes: Sequence[int],
+    tile_tokens: int,
+    wide_tile_tokens: int,
+    max_rank: int,
+) -> Call | None:
+    """The call that an op's arguments make, over the tiles that its rows ask for.
+
+    None for a step without any adapter: an engine captures graphs for those apart, and they hold
+    no launch at all.
+    """
+    if not int(host_counts[0]):
+        return None
+    wide = wide_tile_tokens > 0 and len(x) > DECODE_TOKENS
+    return Call(
+        y_TN=y,
+        x_TK=x,
+        weights=weights,
+        a_offsets=a_offsets,
+        b_offsets=b_offsets,
+        ranks=ranks,
+        slice_starts=slice_starts,
+        tiles=wide_tiles if wide else tiles,
+        order=order,
+        slice_sizes=slice_sizes,
+        tile_tokens=wide_tile_tokens if wide else tile_tokens,
+        max_rank=max_rank,
+    )
