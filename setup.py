@@ -14,16 +14,20 @@ from setuptools.command.build_ext import build_ext
 CPU = "kernels/lora/cpu"
 # -O3: GCC only then unrolls the register blocks; at -O2 they live in memory, 3 to 6 times slower.
 COMMON = ["-std=c++17", "-O3", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+# GCC warns of its own headers: `__m512 __Y = __Y` is how they say undefined.
+AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+SOURCES = ("dispatch", "pack", "isa_portable", "isa_avx2", "isa_avx512", "isa_avx512_bf16")
 
 
 class BuildKernels(build_ext):
     """Compiles each instruction set's file with its own flags; the choice falls at run time."""
 
     flags: ClassVar[dict[str, list[str]]] = {
-        "isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-        "isa_avx512.cpp": [
-            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
-        ],
+        "isa_avx2.cpp": AVX2,
+        "isa_avx512.cpp": AVX512,
+        "isa_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
     }
 
     def build_extension(self, ext: Extension) -> None:
@@ -47,11 +51,8 @@ setup(
     ext_modules=[
         Extension(
             "lorebase.kernels.lora.cpu._grouped",
-            sources=[
-                f"{CPU}/{name}.cpp"
-                for name in ("dispatch", "pack", "isa_portable", "isa_avx2", "isa_avx512")
-            ],
-            depends=[f"{CPU}/grouped.h", f"{CPU}/tile.h"],
+            sources=[f"{CPU}/{name}.cpp" for name in SOURCES],
+            depends=[f"{CPU}/{name}.h" for name in ("grouped", "tile", "avx512")],
             language="c++",
             optional=True,
         )

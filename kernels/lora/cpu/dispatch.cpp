@@ -148,6 +148,7 @@ LbTileKernel kernel_of(int isa) {
 #if defined(__x86_64__)
     case LB_AVX2: return lb_tile_avx2;
     case LB_AVX512: return lb_tile_avx512;
+    case LB_AVX512_BF16: return lb_tile_avx512_bf16;
 #endif
     default: return nullptr;
   }
@@ -165,7 +166,9 @@ extern "C" int lb_best_isa(void) {
                       __builtin_cpu_supports("f16c");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return avx2 ? (avx512 ? LB_AVX512 : LB_AVX2) : LB_PORTABLE;
+    if (!avx2) return LB_PORTABLE;
+    if (!avx512) return LB_AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? LB_AVX512_BF16 : LB_AVX512;
   }();
   return best;
 #else

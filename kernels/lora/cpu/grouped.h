@@ -5,12 +5,12 @@
 
 #define LB_API __attribute__((visibility("default")))
 // Counts changes of what follows; native.py mirrors it and refuses a library of another number.
-#define LB_ABI 2
+#define LB_ABI 3
 
 extern "C" {
 
 enum LbDtype { LB_FP32 = 0, LB_BF16 = 1, LB_FP16 = 2 };
-enum LbIsa { LB_PORTABLE = 0, LB_AVX2 = 1, LB_AVX512 = 2 };
+enum LbIsa { LB_PORTABLE = 0, LB_AVX2 = 1, LB_AVX512 = 2, LB_AVX512_BF16 = 3 };
 
 // One layer's tables (see pool.py). Offsets count elements, of the slot's own type, from `pool`.
 struct LbLayer {
@@ -77,5 +77,6 @@ void lb_tile_portable(const LbTile&);
 #if defined(__x86_64__)
 void lb_tile_avx2(const LbTile&);
 void lb_tile_avx512(const LbTile&);
+void lb_tile_avx512_bf16(const LbTile&);
 #endif
 #endif

@@ -8,6 +8,7 @@ struct Bf16;
 struct Fp16;
 struct Isa {
   static constexpr int kWidth = 8;
+  template <class T, class W> using Lanes = Isa;
   using Vec = __m256;
   static inline Vec zero() { return _mm256_setzero_ps(); }
   static inline Vec set1(float value) { return _mm256_set1_ps(value); }

@@ -7,6 +7,7 @@ struct Bf16;
 struct Fp16;
 struct Isa {
   static constexpr int kWidth = 8;
+  template <class T, class W> using Lanes = Isa;
   struct Vec { float lane[kWidth]; };
   static inline Vec zero() { return Vec{}; }
   static inline Vec set1(float value) {

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..layout import TYPES
 
 LIBRARY = "_grouped"
-ABI = 2
+ABI = 3
 """LB_ABI of the grouped.h that this module mirrors."""
 DTYPES = TYPES
 """LbDtype of each type."""
@@ -21,6 +21,7 @@ class Isa(IntEnum):
     PORTABLE = 0
     AVX2 = 1
     AVX512 = 2
+    AVX512_BF16 = 3
 
 
 class LayerTables(ctypes.Structure):

@@ -29,12 +29,12 @@ constexpr int kMaxTile = 64;
 constexpr int kStreamRows = 4;
 constexpr int kStreamColumns = 1024;  // 4 KiB of sums
 
-template <class T>
-inline Isa::Vec load_part(const T* p, int64_t n) {
-  T whole[Isa::kWidth];
+template <class Lanes = Isa, class T>
+inline typename Lanes::Vec load_part(const T* p, int64_t n) {
+  T whole[Lanes::kWidth];
   memset(whole, 0, sizeof whole);
   memcpy(whole, p, n * sizeof(T));
-  return Isa::load(whole);
+  return Lanes::load(whole);
 }
 
 template <class T>
@@ -44,25 +44,28 @@ inline void add_part(T* p, Isa::Vec v, int64_t n) {
   memcpy(p, whole, n * sizeof(T));
 }
 
+// Lanes: how many x and weights are multiplied at a time, widened to floats or, where the set has
+// products of that type, as they are.
 template <class T, class W, int MT, int RT>
 inline void shrink_block(const T* const* x, const W* a, int64_t K, float* h, int64_t ldh) {
+  using Lanes = typename Isa::template Lanes<T, W>;
   Isa::Vec sum[MT][RT];
   for (int i = 0; i < MT; i++)
     for (int j = 0; j < RT; j++) sum[i][j] = Isa::zero();
   int64_t k = 0;
-  for (; k + Isa::kWidth <= K; k += Isa::kWidth) {
-    Isa::Vec xv[MT];
-    for (int i = 0; i < MT; i++) xv[i] = Isa::load(x[i] + k);
+  for (; k + Lanes::kWidth <= K; k += Lanes::kWidth) {
+    typename Lanes::Vec xv[MT];
+    for (int i = 0; i < MT; i++) xv[i] = Lanes::load(x[i] + k);
     for (int j = 0; j < RT; j++) {
-      const Isa::Vec av = Isa::load(a + j * K + k);
-      for (int i = 0; i < MT; i++) sum[i][j] = Isa::fma(xv[i], av, sum[i][j]);
+      const auto av = Lanes::load(a + j * K + k);
+      for (int i = 0; i < MT; i++) sum[i][j] = Lanes::fma(xv[i], av, sum[i][j]);
     }
   }
   if (k < K) {
     for (int j = 0; j < RT; j++) {
-      const Isa::Vec av = load_part(a + j * K + k, K - k);
+      const auto av = load_part<Lanes>(a + j * K + k, K - k);
       for (int i = 0; i < MT; i++)
-        sum[i][j] = Isa::fma(load_part(x[i] + k, K - k), av, sum[i][j]);
+        sum[i][j] = Lanes::fma(load_part<Lanes>(x[i] + k, K - k), av, sum[i][j]);
     }
   }
   for (int i = 0; i < MT; i++)
