@@ -40,11 +40,12 @@ class Prefetcher(Generic[K, V]):
         )
         self._lock = threading.Lock()
         self._futures: OrderedDict[K, Future[V]] = OrderedDict()
+        self._kept: dict[K, V] = {}
 
     def start(self, key: K, load: Callable[[], V]) -> bool:
         """Begins to load a value; returns whether it is on its way (also if it was before)."""
         with self._lock:
-            if key in self._futures:
+            if key in self._futures or key in self._kept:
                 return True
             if len(self._futures) >= self._most:
                 done = next((k for k, future in self._futures.items() if future.done()), None)
@@ -55,6 +56,31 @@ class Prefetcher(Generic[K, V]):
         future.add_done_callback(self._keep_bytes)  # at once, if it is done already
         return True
 
+    def keep(self, key: K, then: Callable[[V | None], None]) -> None:
+        """Has a value that was started wait until it is taken or dropped, beyond all bounds.
+
+        Args:
+            key: Whose.
+            then: Told the value as soon as it is kept, on any thread; None where there is none to
+                keep, or loading it failed, which `take` says.
+        """
+        with self._lock:
+            future = self._futures.get(key)
+        if future is None:
+            then(None)
+        else:
+            future.add_done_callback(lambda done: then(self._keep(key, done)))
+
+    def _keep(self, key: K, future: Future[V]) -> V | None:
+        if future.cancelled() or future.exception() is not None:
+            return None
+        with self._lock:
+            if self._futures.get(key) is not future:  # taken, dropped, or it made room
+                return None
+            del self._futures[key]
+            self._kept[key] = future.result()
+        return future.result()
+
     def take(self, key: K, load: Callable[[], V]) -> V:
         """Returns a value, and forgets it: the prefetched one, waiting if need be, or `load()`'s.
 
@@ -62,6 +88,8 @@ class Prefetcher(Generic[K, V]):
             Exception: What loading raised.
         """
         with self._lock:
+            if key in self._kept:
+                return self._kept.pop(key)
             future = self._futures.pop(key, None)
         if future is None or future.cancel():  # still in the queue: faster here
             return load()
@@ -70,6 +98,7 @@ class Prefetcher(Generic[K, V]):
     def drop(self, key: K) -> None:
         """Forgets a value that nobody wants any more; fine if there is none."""
         with self._lock:
+            self._kept.pop(key, None)
             future = self._futures.pop(key, None)
         if future is not None:
             future.cancel()

@@ -12,7 +12,7 @@ what is kept          `max_cpu_loras` adapters                as many bytes as o
 
 import time
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,23 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
     def is_loading(self, adapter_id: int) -> bool:
         """Whether an announced adapter is still being read, so that adding it would wait."""
         return self._prefetcher.loading(adapter_id)
+
+    def claim(self, adapter_id: int, then: Callable[[int | None], None]) -> None:
+        """Has an announced adapter wait for the step that first needs it. On any thread, at once.
+
+        Nobody then has to tell the engine between two steps to add it. It is not counted in the
+        host's budget before that step: who claims sees to it that there is room.
+
+        Args:
+            adapter_id: Of the announced adapter.
+            then: Told the bytes that it takes once it is there, on any thread; None where only
+                `add_adapter` can bring it, or say what is wrong with it.
+        """
+
+        def kept(adapter: LoRAModel | None) -> None:
+            then(None if adapter is None else packed_of(adapter).nbytes)
+
+        self._prefetcher.keep(adapter_id, kept)
 
     def bytes_of(self, adapter_id: int) -> int:
         """Host memory that an added adapter takes."""

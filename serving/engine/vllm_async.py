@@ -1,8 +1,9 @@
 """The engine on vLLM's AsyncLLM: engine core in a process of its own, for serving."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from vllm import SamplingParams
@@ -12,9 +13,12 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from .settings import EngineSettings
+from .side_channel import SideChannel
 from .tokens import TokenEncoder
 from .vllm_common import engine_args
 from .vllm_engine import VllmEngine
+
+logger = logging.getLogger(__name__)
 
 
 class AsyncDriver:
@@ -23,6 +27,21 @@ class AsyncDriver:
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
         self._stopped = False
+        self._side: SideChannel | None = None
+
+    async def open_side_channel(self) -> None:
+        """Makes a way to the worker that is open during steps, too, where our kernels serve."""
+        side = SideChannel()
+        try:
+            await side.listen()
+            if await self.call_worker("open_side_channel", side.address):
+                await side.connected()
+                self._side = side
+        except (OSError, TimeoutError) as error:
+            logger.warning("no side channel to the worker: %s; new adapters wait for steps", error)
+        finally:
+            if self._side is None:
+                await side.close()
 
     async def generate(
         self,
@@ -49,6 +68,22 @@ class AsyncDriver:
         [result] = await self._llm.collective_rpc(method, args=arguments)
         return result
 
+    async def prefetch(self, name: str, int_id: int, path: str) -> None:
+        """Begins to read an adapter; a hint."""
+        if self._side is not None:
+            with suppress(ConnectionError):
+                await self._side.ask("prefetch", name, int_id, path)
+                return
+        await self.call_worker("prefetch_adapter", name, int_id, path)
+
+    async def claim(self, name: str, int_id: int, path: str) -> int | None:
+        """Waits until a prefetched adapter is read, and keeps it; see `vllm_engine.Driver`."""
+        if self._side is not None:
+            with suppress(ConnectionError):
+                taken: int | None = await self._side.ask("claim", name, int_id, path)
+                return taken
+        return None
+
     async def remove_lora(self, int_id: int) -> None:
         """Unloads an adapter; a no-op if it is not loaded."""
         await self._llm.remove_lora(int_id)
@@ -68,6 +103,8 @@ class AsyncDriver:
         if self._stopped:
             return
         self._stopped = True
+        if self._side is not None:
+            await self._side.close()
         # On a thread, because it waits for the engine core to go.
         await asyncio.to_thread(self._llm.shutdown)
         # vLLM closes its sockets, which it does in this loop, but leaves their context open.
@@ -83,4 +120,6 @@ class AsyncVllmEngine(VllmEngine):
         """Loads the base. Blocks the event loop for the time of the start (10-30 s)."""
         llm = AsyncLLM.from_engine_args(engine_args(settings))
         encoder = TokenEncoder(llm.get_tokenizer(), llm.model_config.get_vocab_size())
-        return cls(settings, AsyncDriver(llm), encoder)
+        driver = AsyncDriver(llm)
+        await driver.open_side_channel()
+        return cls(settings, driver, encoder)

@@ -55,6 +55,18 @@ class Driver(Protocol):
         """Calls a method of vllm_worker.WorkerExtension between two steps."""
         ...
 
+    async def prefetch(self, name: str, int_id: int, path: str) -> None:
+        """Begins to read an adapter; a hint."""
+        ...
+
+    async def claim(self, name: str, int_id: int, path: str) -> int | None:
+        """Waits until a prefetched adapter is read, and keeps it for the step that needs it.
+
+        Returns:
+            Its bytes; None: it has to be added, between two steps.
+        """
+        ...
+
     async def remove_lora(self, int_id: int) -> None:
         """Unloads an adapter; a no-op if it is not loaded."""
         ...
@@ -239,10 +251,10 @@ class VllmEngine:
             async with asyncio.timeout(self.settings.adapter_load_timeout_s):
                 # The worker reads while the files are checked here, and its steps go on.
                 names = (adapter.name, adapter.int_id, version.path)
-                ahead = self._driver.call_worker("prefetch_adapter", *names)
-                await asyncio.gather(checking, ahead, room)
-                while (taken := await self._driver.call_worker("add_adapter", *names)) is None:
-                    await asyncio.sleep(_ASK_AGAIN_S)
+                await asyncio.gather(checking, self._driver.prefetch(*names), room)
+                taken = await self._driver.claim(*names)
+                if taken is None:
+                    taken = await self._add(*names)
         except LorebaseError:
             raise
         except TimeoutError as error:
@@ -261,7 +273,15 @@ class VllmEngine:
                 reason="ADAPTER_REFUSED",
             ) from error
         logger.info("loaded adapter version %s as %d", version.id, adapter.int_id)
-        return int(taken)
+        return taken
+
+    async def _add(self, name: str, int_id: int, path: str) -> int:
+        """Has an adapter added between two steps; returns its bytes."""
+        while True:
+            taken = await self._driver.call_worker("add_adapter", name, int_id, path)
+            if taken is not None:
+                return int(taken)
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _unload(self, adapter: LoadedAdapter) -> None:
         try:

@@ -111,6 +111,14 @@ class InprocessDriver:
         [result] = await self._call(lambda: self._engine.collective_rpc(method, args=arguments))
         return result
 
+    async def prefetch(self, name: str, int_id: int, path: str) -> None:
+        """Begins to read an adapter; a hint."""
+        await self.call_worker("prefetch_adapter", name, int_id, path)
+
+    async def claim(self, name: str, int_id: int, path: str) -> int | None:
+        """Nothing: a step takes the interpreter's lock, and orders, anyway."""
+        return None
+
     async def remove_lora(self, int_id: int) -> None:
         """Unloads an adapter; a no-op if it is not loaded."""
         await self._call(lambda: self._engine.remove_lora(int_id))

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.lora.request import LoRARequest
 
-from . import vllm_cpu_seeds, vllm_isolation, vllm_orphans
+from . import side_channel, vllm_cpu_seeds, vllm_isolation, vllm_orphans
 
 Stall = tuple[int, int, float, float]
 """The fields of `loaded.AdapterStall`."""
@@ -30,6 +30,26 @@ class WorkerExtension:
         # The files are still being checked meanwhile, and vLLM would also read pickles.
         if prefetch is not None and (Path(path) / "adapter_model.safetensors").is_file():
             prefetch(LoRARequest(name, int_id, path))
+
+    def open_side_channel(self, address: str) -> bool:
+        """Takes orders there from now on, where our LoRA kernels serve; returns whether.
+
+        They are `prefetch`, as `prefetch_adapter`, and `claim`: have a prefetched adapter wait for
+        the step that needs it. Answered is how many bytes it takes; None: `add_adapter` it.
+        """
+        manager = self.model_runner.lora_manager
+        if not hasattr(manager, "claim"):
+            return False
+
+        def answer(order: str, names: list[Any], reply: side_channel.Reply) -> None:
+            if order == "claim":
+                manager.claim(names[1], reply)
+            else:
+                self.prefetch_adapter(*names)
+                reply(None)
+
+        side_channel.serve(address, answer)
+        return True
 
     def add_adapter(self, name: str, int_id: int, path: str) -> int | None:
         """Adds an adapter, unless it is still being read: no step shall wait for that.

@@ -125,6 +125,35 @@ async def test_a_bad_adapter_never_kills_the_engine(
     assert len(await tokens_of(engine, PROMPTS[0], world.version(0))) == 16
 
 
+async def test_a_new_adapter_waits_for_no_step_but_the_one_that_needs_it(
+    engine: "VllmEngine", world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = await tokens_of(engine, PROMPTS[0], world.version(2))
+
+    async def never(method: str, *_: object) -> None:
+        raise AssertionError(f"{method} was ordered between two steps")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._driver, "call_worker", never)
+        assert await tokens_of(engine, PROMPTS[0], world.version(2, id="claimed")) == known
+        assert await engine.drop_adapter("claimed")
+    # Claimed, and dropped before any step wanted it.
+    await engine.ensure_adapter(world.version(2, id="unused"))
+    assert await engine.drop_adapter("unused")
+    assert await tokens_of(engine, PROMPTS[0], world.version(2, id="unused")) == known
+
+
+async def test_without_the_side_channel_adapters_are_added_between_steps(
+    engine: "VllmEngine", world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: object) -> None:
+        raise ConnectionError("the worker left the side channel")
+
+    known = await tokens_of(engine, PROMPTS[0], world.version(2))
+    monkeypatch.setattr(engine._driver._side, "ask", gone)  # type: ignore[attr-defined]
+    assert await tokens_of(engine, PROMPTS[0], world.version(2, id="added")) == known
+
+
 ORPHAN = """
 import asyncio, json, os, signal, sys, psutil
 from lorebase.serving.engine import EngineSettings, create_engine

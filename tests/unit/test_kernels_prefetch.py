@@ -1,5 +1,6 @@
 """The prefetcher: loads once, elsewhere, bounded; errors reach whoever takes."""
 
+import queue
 import threading
 
 import pytest
@@ -126,3 +127,37 @@ def test_loading_takes_one_core_and_leaves_other_threads_theirs() -> None:
         assert [*found, torch.get_num_threads()] == [1, 3, 3]
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_is_kept_waits_beyond_all_bounds_until_it_is_taken_or_dropped() -> None:
+    prefetcher: Prefetcher[str, str] = Prefetcher(threads=1, most=1, most_bytes=1, size_of=len)
+    kept: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for name in ("first", "second", "third"):
+        assert prefetcher.start(name, lambda name=name: name)  # type: ignore[misc]
+        prefetcher.keep(name, kept.put)
+        assert kept.get(timeout=10) == name
+    assert prefetcher.start("first", _never)
+    assert not prefetcher.loading("first")
+    assert prefetcher.take("first", _never) == "first"
+    assert prefetcher.take("first", lambda: "again") == "again"
+    prefetcher.drop("second")
+    assert prefetcher.take("second", lambda: "again") == "again"
+    assert prefetcher.take("third", _never) == "third"
+
+
+def test_nothing_is_kept_of_a_value_that_is_not_there() -> None:
+    prefetcher: Prefetcher[str, str] = Prefetcher(threads=1)
+    kept: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    prefetcher.keep("unknown", kept.put)
+    assert kept.get(timeout=10) is None
+    go = threading.Event()
+    prefetcher.start("failed", lambda: "no" if go.wait(10) and 1 / 0 else "never")
+    prefetcher.start("dropped", _never)
+    prefetcher.keep("failed", kept.put)
+    prefetcher.keep("dropped", kept.put)
+    prefetcher.drop("dropped")
+    assert kept.get(timeout=10) is None
+    go.set()
+    assert kept.get(timeout=10) is None
+    with pytest.raises(ZeroDivisionError):
+        prefetcher.take("failed", _never)
