@@ -26,7 +26,6 @@ constexpr int kLongRanks = 8;  // with one token: more rows are in flight, and r
 constexpr int kPackFrom = 8; // tokens from which a column block of B is worth packing
 constexpr int kPackRank = 64;
 constexpr int kMaxTile = 64;
-constexpr int kStreamRows = 4;
 constexpr int kStreamColumns = 1024;  // 4 KiB of sums
 
 template <class Lanes = Isa, class T>
@@ -116,17 +115,25 @@ inline void expand_tail(T* const* y, const float* h, const W* b, int64_t N, int6
   for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], to - n);
 }
 
-// One token: rows of B one after the other, as they lie in memory, for as many columns as stay in
-// the first cache. What a column adds up, and in which order, is what expand_block does.
+// R rows of B, from row j on, times h into sums, and after the last row into y.
 template <class T, class W, int R>
-inline void stream_rows(const float* h, const W* b, int64_t ldb, int64_t columns, float* sum) {
+inline int64_t stream_rows(T* y, const float* h, const W* b, int64_t ldb, int64_t rank, int64_t j,
+                           int64_t columns, float* sum) {
+  Isa::Vec hv[R];  // out of the loop: for all the compiler knows its stores change h
+  for (int i = 0; i < R; i++) hv[i] = Isa::set1(h[j + i]);
+  const W* rows = b + j * ldb;
+  const bool first = j == 0, last = j + R == rank;
   for (int64_t n = 0; n < columns; n += Isa::kWidth) {
-    Isa::Vec s = Isa::load(sum + n);
-    for (int j = 0; j < R; j++) s = Isa::fma(Isa::set1(h[j]), Isa::load(b + j * ldb + n), s);
-    Isa::store(sum + n, s);
+    Isa::Vec s = first ? Isa::zero() : Isa::load(sum + n);
+    for (int i = 0; i < R; i++) s = Isa::fma(hv[i], Isa::load(rows + i * ldb + n), s);
+    if (last) Isa::store(y + n, Isa::add(Isa::load(y + n), s));
+    else Isa::store(sum + n, s);
   }
+  return j + R;
 }
 
+// One token: rows of B as they lie in memory, for as many columns as stay in the first cache. What
+// a column adds up, and in which order, is what expand_block does.
 template <class T, class W>
 inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_t rank, int64_t n,
                              int64_t to) {
@@ -134,13 +141,10 @@ inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_
   while (n + Isa::kWidth <= to) {
     int64_t columns = to - n < kStreamColumns ? to - n : kStreamColumns;
     columns -= columns % Isa::kWidth;
-    memset(sum, 0, columns * sizeof(float));
     int64_t j = 0;
-    for (; j + kStreamRows <= rank; j += kStreamRows)
-      stream_rows<T, W, kStreamRows>(h + j, b + j * N + n, N, columns, sum);
-    for (; j < rank; j++) stream_rows<T, W, 1>(h + j, b + j * N + n, N, columns, sum);
-    for (int64_t c = 0; c < columns; c += Isa::kWidth)
-      Isa::store(y + n + c, Isa::add(Isa::load(y + n + c), Isa::load(sum + c)));
+    while (j + 8 <= rank) j = stream_rows<T, W, 8>(y + n, h, b + n, N, rank, j, columns, sum);
+    while (j + 4 <= rank) j = stream_rows<T, W, 4>(y + n, h, b + n, N, rank, j, columns, sum);
+    while (j < rank) j = stream_rows<T, W, 1>(y + n, h, b + n, N, rank, j, columns, sum);
     n += columns;
   }
   return n;
