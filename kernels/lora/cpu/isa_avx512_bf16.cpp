@@ -1,6 +1,6 @@
-// AVX-512 with BF16: where x and A are both bf16, shrink multiplies pairs of them as they are and sums
-// them in float32. Expand does not: its h is float32, which rounding to bf16 would cost digits, and B
-// is widened once a tile already.
+// AVX-512 with BF16: where x and A are both bf16, shrink multiplies pairs of them as they are and
+// sums them in float32. Expand does not: its h is float32, which rounding to bf16 would cost
+// digits, and the tiles of a prompt widen B only once.
 #if defined(__x86_64__)
 #include "avx512.h"
 

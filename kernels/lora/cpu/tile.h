@@ -27,6 +27,8 @@ constexpr int kPackFrom = 8; // tokens from which a column block of B is worth p
 constexpr int kPackRank = 64;
 constexpr int kMaxTile = 64;
 constexpr int kStreamColumns = 1024;  // 4 KiB of sums
+constexpr int kStreamRows = 8;        // rank 8 needs no sums: one pass, straight into y
+constexpr int kFewRows = 4;
 
 template <class Lanes = Isa, class T>
 inline typename Lanes::Vec load_part(const T* p, int64_t n) {
@@ -115,7 +117,8 @@ inline void expand_tail(T* const* y, const float* h, const W* b, int64_t N, int6
   for (int i = 0; i < MT; i++) add_part(y[i] + n, sum[i], to - n);
 }
 
-// R rows of B, from row j on, times h into sums, and after the last row into y.
+// Adds up R of the `rank` rows of B, from row j on, each times its h, for the first columns of y:
+// in `sum` between passes, and after the last row into y. Returns the row that comes next.
 template <class T, class W, int R>
 inline int64_t stream_rows(T* y, const float* h, const W* b, int64_t ldb, int64_t rank, int64_t j,
                            int64_t columns, float* sum) {
@@ -142,8 +145,10 @@ inline int64_t expand_stream(T* y, const float* h, const W* b, int64_t N, int64_
     int64_t columns = to - n < kStreamColumns ? to - n : kStreamColumns;
     columns -= columns % Isa::kWidth;
     int64_t j = 0;
-    while (j + 8 <= rank) j = stream_rows<T, W, 8>(y + n, h, b + n, N, rank, j, columns, sum);
-    while (j + 4 <= rank) j = stream_rows<T, W, 4>(y + n, h, b + n, N, rank, j, columns, sum);
+    while (j + kStreamRows <= rank)
+      j = stream_rows<T, W, kStreamRows>(y + n, h, b + n, N, rank, j, columns, sum);
+    if (j + kFewRows <= rank)
+      j = stream_rows<T, W, kFewRows>(y + n, h, b + n, N, rank, j, columns, sum);
     while (j < rank) j = stream_rows<T, W, 1>(y + n, h, b + n, N, rank, j, columns, sum);
     n += columns;
   }
