@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class Prefetcher(Generic[K, V]):
-    """Values that load or wait to be taken, bounded in number and bytes. Thread-safe.
+    """Values that load or wait to be taken, bounded in number and bytes unless kept. Thread-safe.
 
     Args:
         threads: That load at a time, each on one core.
@@ -40,6 +40,8 @@ class Prefetcher(Generic[K, V]):
         )
         self._lock = threading.Lock()
         self._futures: OrderedDict[K, Future[V]] = OrderedDict()
+        self._wanted: set[K] = set()
+        """Loading or waiting, and to be kept."""
         self._kept: dict[K, V] = {}
 
     def start(self, key: K, load: Callable[[], V]) -> bool:
@@ -48,7 +50,7 @@ class Prefetcher(Generic[K, V]):
             if key in self._futures or key in self._kept:
                 return True
             if len(self._futures) >= self._most:
-                done = next((k for k, future in self._futures.items() if future.done()), None)
+                done = next((k for k, one in self._futures.items() if self._may_go(k, one)), None)
                 if done is None:
                     return False
                 del self._futures[done]
@@ -66,20 +68,32 @@ class Prefetcher(Generic[K, V]):
         """
         with self._lock:
             future = self._futures.get(key)
+            if future is not None:
+                self._wanted.add(key)
         if future is None:
             then(None)
         else:
             future.add_done_callback(lambda done: then(self._keep(key, done)))
 
-    def _keep(self, key: K, future: Future[V]) -> V | None:
-        if future.cancelled() or future.exception() is not None:
-            return None
+    @property
+    def kept_bytes(self) -> int:
+        """Of all values that are kept."""
         with self._lock:
-            if self._futures.get(key) is not future:  # taken, dropped, or it made room
+            return sum(map(self._size_of, self._kept.values()))
+
+    def _keep(self, key: K, future: Future[V]) -> V | None:
+        with self._lock:
+            if self._futures.get(key) is not future:  # taken or dropped meanwhile
+                return None
+            self._wanted.discard(key)
+            if future.exception() is not None:
                 return None
             del self._futures[key]
             self._kept[key] = future.result()
         return future.result()
+
+    def _may_go(self, key: K, future: Future[V]) -> bool:
+        return future.done() and key not in self._wanted
 
     def take(self, key: K, load: Callable[[], V]) -> V:
         """Returns a value, and forgets it: the prefetched one, waiting if need be, or `load()`'s.
@@ -90,6 +104,7 @@ class Prefetcher(Generic[K, V]):
         with self._lock:
             if key in self._kept:
                 return self._kept.pop(key)
+            self._wanted.discard(key)
             future = self._futures.pop(key, None)
         if future is None or future.cancel():  # still in the queue: faster here
             return load()
@@ -99,6 +114,7 @@ class Prefetcher(Generic[K, V]):
         """Forgets a value that nobody wants any more; fine if there is none."""
         with self._lock:
             self._kept.pop(key, None)
+            self._wanted.discard(key)
             future = self._futures.pop(key, None)
         if future is not None:
             future.cancel()
@@ -116,7 +132,7 @@ class Prefetcher(Generic[K, V]):
             sizes = {
                 key: self._size_of(future.result())
                 for key, future in self._futures.items()
-                if future.done() and not future.cancelled() and future.exception() is None
+                if self._may_go(key, future) and future.exception() is None
             }
             excess = sum(sizes.values()) - self._most_bytes
             for key, size in sizes.items():

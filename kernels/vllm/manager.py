@@ -68,7 +68,7 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
         """
         identity = lora_request.lora_int_id
         return self._manager.is_registered(identity) or self._prefetcher.start(
-            identity, lambda: self._prepared(lora_request)
+            identity, lambda: self._announced(lora_request)
         )
 
     def is_loading(self, adapter_id: int) -> bool:
@@ -78,8 +78,8 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
     def claim(self, adapter_id: int, then: Callable[[int | None], None]) -> None:
         """Has an announced adapter wait for the step that first needs it. On any thread, at once.
 
-        Nobody then has to tell the engine between two steps to add it. It is not counted in the
-        host's budget before that step: who claims sees to it that there is room.
+        Nobody then has to tell the engine between two steps to add it. There must be room for it in
+        the host's budget: a step that finds none ends the engine.
 
         Args:
             adapter_id: Of the announced adapter.
@@ -88,7 +88,8 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
         """
 
         def kept(adapter: LoRAModel | None) -> None:
-            then(None if adapter is None else packed_of(adapter).nbytes)
+            fits = self._manager.has_room(self._prefetcher.kept_bytes)
+            then(None if adapter is None or not fits else packed_of(adapter).nbytes)
 
         self._prefetcher.keep(adapter_id, kept)
 
@@ -155,6 +156,13 @@ class PooledWorkerManager(LRUCacheWorkerLoRAManager):
                 manager.activate_adapter(identity, step)
             rank = packed_of(registered[identity]).max_rank
             self.stalls.append((identity, rank, 0.0, time.perf_counter() - began))
+
+    def _announced(self, lora_request: LoRARequest) -> LoRAModel:
+        # Nobody has checked the files yet, and vLLM would also read pickles.
+        folder = Path(get_adapter_absolute_path(lora_request.lora_path))
+        if not (folder / WEIGHTS).is_file():
+            raise FileNotFoundError(f"got no {WEIGHTS} in {folder}")
+        return self._prepared(lora_request)
 
     def _prepared(self, lora_request: LoRARequest) -> LoRAModel:
         folder = get_adapter_absolute_path(lora_request.lora_path)

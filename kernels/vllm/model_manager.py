@@ -80,6 +80,12 @@ class PooledModelManager(LRUCacheLoRAModelManager):
         self._weights.check_fits(packed)
         pack_into(adapter, packed)
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes fit into the host's budget beside all adapters there."""
+        registered = self._registered_adapters
+        assert isinstance(registered, Registered)
+        return registered.has_room(nbytes)
+
     def is_registered(self, adapter_id: int) -> bool:
         """Whether an adapter is in host memory."""
         return adapter_id in self._registered_adapters

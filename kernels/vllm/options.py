@@ -36,8 +36,8 @@ class KernelOptions:
     prefetch_threads: int = 2
     """Threads that read and pack adapters ahead of their first step."""
     prefetch_bytes: int = 1 << 30
-    """Most memory for adapters that were read ahead and that nobody has added yet, beside
-    `host_bytes`; those that waited longest are dropped, and read again when they are wanted."""
+    """Most memory for adapters that were read ahead and that nobody has added or claimed yet,
+    beside `host_bytes`; those that waited longest are dropped, and read again when wanted."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that is out of range."""

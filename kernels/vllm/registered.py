@@ -40,6 +40,10 @@ class Registered(AdapterLRUCache[LoRAModel]):
         self._bytes: dict[int, int] = {}
         self.used_bytes = 0
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes more fit into the budget."""
+        return self._budget_bytes is None or self.used_bytes + nbytes <= self._budget_bytes
+
     def victims(
         self, needed: int, *, active: Container[int], protected: Container[int] = ()
     ) -> list[int]:

@@ -188,8 +188,8 @@ class AdapterRegistry:
             if self._entries.get(entry.adapter.version.id) is entry:
                 del self._entries[entry.adapter.version.id]
             raise
-        if 0 < taken < entry.bytes:
-            self._held_bytes -= entry.bytes - taken
+        if taken and taken != entry.bytes:
+            self._held_bytes += taken - entry.bytes
             entry.bytes = taken
             self._changed.set()
         entry.loading = None

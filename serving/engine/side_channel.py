@@ -1,14 +1,16 @@
 """Orders to an engine's worker that need not wait for the end of a step.
 
-vLLM hears its callers between two steps only, which with a large batch are a second apart. What
-touches neither the model nor a step, such as reading an adapter, is told here instead: over a Unix
-socket, to a thread of the worker's process. Messages are JSON, one a line; answers come in any
-order. Whoever finds the channel gone goes the slow way, which also tells why.
+vLLM hears its callers between two steps only, which with a large batch take a third of a second
+and more. What touches neither the model nor a step, such as reading an adapter, is told here
+instead: over a Unix socket, to a thread of the worker's process. Messages are JSON, one a line;
+answers come in any order. Whoever finds the channel gone, or is answered None, goes the slow way,
+which also tells what is wrong.
 """
 
 import asyncio
 import itertools
 import json
+import logging
 import socket
 import tempfile
 import threading
@@ -17,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 Reply = Callable[[Any], None]
 """Takes the answer, which JSON can say; on any thread, once."""
 Answer = Callable[[str, list[Any], Reply], None]
-"""Takes an order, its arguments, and whom to reply to. Returns at once."""
+"""Takes an order, its arguments, and whom to reply to. Returns at once: orders share a thread."""
 
 
 class SideChannel:
@@ -35,6 +39,7 @@ class SideChannel:
         self._writer: asyncio.StreamWriter | None = None
         self._server: asyncio.Server | None = None
         self._there = asyncio.Event()
+        self._closed = False
 
     async def listen(self) -> None:
         """Waits for the worker at `address` from now on.
@@ -45,13 +50,14 @@ class SideChannel:
         self._server = await asyncio.start_unix_server(self._connected, self.address)
 
     async def connected(self, timeout_s: float = 10.0) -> None:
-        """Waits for the worker.
+        """Waits for the worker, and lets nobody else in after it.
 
         Raises:
             TimeoutError: It did not come.
         """
         async with asyncio.timeout(timeout_s):
             await self._there.wait()
+        self._stop_listening()
 
     async def ask(self, order: str, *arguments: Any) -> Any:
         """Sends an order and returns the worker's answer.
@@ -71,12 +77,16 @@ class SideChannel:
 
     async def close(self) -> None:
         """Ends the channel; the worker's thread ends with it."""
-        if self._server is not None:
-            self._server.close()
+        self._closed = True
+        self._stop_listening()
         if self._writer is not None:
             self._writer.close()
             with suppress(ConnectionError):
                 await self._writer.wait_closed()
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
         self._folder.cleanup()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -93,6 +103,8 @@ class SideChannel:
         finally:
             self._writer = None
             writer.close()
+            if not self._closed:
+                logger.warning("the worker left the side channel; new adapters wait for steps now")
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ConnectionError("the worker left the side channel"))
@@ -129,7 +141,11 @@ def _serve(connection: socket.socket, answer: Answer) -> None:
     with connection, connection.makefile("rb") as lines, suppress(OSError):
         for line in lines:
             number, order, *arguments = json.loads(line)
-            answer(order, arguments, reply_to(number))
+            try:
+                answer(order, arguments, reply_to(number))
+            except Exception:  # of this order alone: the others' way stays open
+                logger.exception("the order %s%s failed", order, tuple(arguments))
+                reply_to(number)(None)
 
 
 def _line(message: list[Any]) -> bytes:

@@ -11,6 +11,7 @@ from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
 from .settings import EngineSettings
 from .side_channel import SideChannel
@@ -19,6 +20,8 @@ from .vllm_common import engine_args
 from .vllm_engine import VllmEngine
 
 logger = logging.getLogger(__name__)
+
+_OPENING_S = 30.0
 
 
 class AsyncDriver:
@@ -30,17 +33,22 @@ class AsyncDriver:
         self._side: SideChannel | None = None
 
     async def open_side_channel(self) -> None:
-        """Makes a way to the worker that is open during steps, too, where our kernels serve."""
-        side = SideChannel()
+        """Makes a way to the worker that is open during steps, too, where our kernels serve.
+
+        An engine without it serves as well, only slower at first: nothing is raised.
+        """
+        side: SideChannel | None = None
         try:
-            await side.listen()
-            if await self.call_worker("open_side_channel", side.address):
-                await side.connected()
-                self._side = side
-        except (OSError, TimeoutError) as error:
-            logger.warning("no side channel to the worker: %s; new adapters wait for steps", error)
+            async with asyncio.timeout(_OPENING_S):
+                side = SideChannel()
+                await side.listen()
+                if await self.call_worker("open_side_channel", side.address):
+                    await side.connected()
+                    self._side = side
+        except Exception as error:
+            logger.warning("no side channel to the worker: %r; new adapters wait for steps", error)
         finally:
-            if self._side is None:
+            if side is not None and self._side is None:
                 await side.close()
 
     async def generate(
@@ -65,6 +73,8 @@ class AsyncDriver:
 
     async def call_worker(self, method: str, *arguments: Any) -> Any:
         """Calls a method of vllm_worker.WorkerExtension between two steps."""
+        if self._stopped:
+            raise VllmEngineDeadError()  # vLLM would wait for an answer
         [result] = await self._llm.collective_rpc(method, args=arguments)
         return result
 
@@ -103,10 +113,12 @@ class AsyncDriver:
         if self._stopped:
             return
         self._stopped = True
-        if self._side is not None:
-            await self._side.close()
-        # On a thread, because it waits for the engine core to go.
-        await asyncio.to_thread(self._llm.shutdown)
+        try:
+            if self._side is not None:
+                await self._side.close()
+        finally:
+            # On a thread, because it waits for the engine core to go.
+            await asyncio.to_thread(self._llm.shutdown)
         # vLLM closes its sockets, which it does in this loop, but leaves their context open.
         await asyncio.sleep(0)
         self._llm.engine_core.resources.ctx.destroy(linger=0)
@@ -121,5 +133,9 @@ class AsyncVllmEngine(VllmEngine):
         llm = AsyncLLM.from_engine_args(engine_args(settings))
         encoder = TokenEncoder(llm.get_tokenizer(), llm.model_config.get_vocab_size())
         driver = AsyncDriver(llm)
-        await driver.open_side_channel()
+        try:
+            await driver.open_side_channel()
+        except BaseException:  # cancelled
+            await driver.shutdown()
+            raise
         return cls(settings, driver, encoder)

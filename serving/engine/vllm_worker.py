@@ -4,13 +4,15 @@ Named as `worker_extension_cls`, vLLM's public hook: vLLM imports this module th
 the repairs are made, and gives the worker the methods of `WorkerExtension`.
 """
 
+import logging
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 
 from . import side_channel, vllm_cpu_seeds, vllm_isolation, vllm_orphans
+
+logger = logging.getLogger(__name__)
 
 Stall = tuple[int, int, float, float]
 """The fields of `loaded.AdapterStall`."""
@@ -27,8 +29,7 @@ class WorkerExtension:
         A hint: vLLM's own manager loads when it is told to add it.
         """
         prefetch = getattr(self.model_runner.lora_manager, "prefetch", None)
-        # The files are still being checked meanwhile, and vLLM would also read pickles.
-        if prefetch is not None and (Path(path) / "adapter_model.safetensors").is_file():
+        if prefetch is not None:
             prefetch(LoRARequest(name, int_id, path))
 
     def open_side_channel(self, address: str) -> bool:
@@ -42,13 +43,18 @@ class WorkerExtension:
             return False
 
         def answer(order: str, names: list[Any], reply: side_channel.Reply) -> None:
+            _, int_id, _ = names
             if order == "claim":
-                manager.claim(names[1], reply)
+                manager.claim(int_id, reply)
             else:
                 self.prefetch_adapter(*names)
                 reply(None)
 
-        side_channel.serve(address, answer)
+        try:
+            side_channel.serve(address, answer)
+        except OSError:
+            logger.exception("the side channel at %s can't be reached", address)
+            return False
         return True
 
     def add_adapter(self, name: str, int_id: int, path: str) -> int | None:

@@ -150,8 +150,42 @@ async def test_without_the_side_channel_adapters_are_added_between_steps(
         raise ConnectionError("the worker left the side channel")
 
     known = await tokens_of(engine, PROMPTS[0], world.version(2))
-    monkeypatch.setattr(engine._driver._side, "ask", gone)  # type: ignore[attr-defined]
+    driver, ordered = engine._driver, []
+    call_worker = driver.call_worker
+
+    async def recorded(method: str, *arguments: object) -> object:
+        ordered.append(method)
+        return await call_worker(method, *arguments)
+
+    monkeypatch.setattr(driver, "call_worker", recorded)
+    monkeypatch.setattr(driver._side, "ask", gone)  # type: ignore[attr-defined]
     assert await tokens_of(engine, PROMPTS[0], world.version(2, id="added")) == known
+    assert ordered[0] == "prefetch_adapter"
+    assert ordered[-1] == "add_adapter"
+
+
+@pytest.mark.parametrize("failure", [None, Exception("Call to collective_rpc method failed")])
+async def test_an_engine_that_gets_no_side_channel_serves_without(
+    failure: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lorebase.serving.engine.vllm_async import AsyncDriver
+
+    asked = []
+
+    class Core:
+        async def collective_rpc(self, method: str, args: tuple[str, ...]) -> list[bool]:
+            asked.append((method, Path(args[0])))
+            if failure is not None:
+                raise failure
+            return [False]  # vLLM's own LoRA serves
+
+    driver = AsyncDriver(Core())  # type: ignore[arg-type]
+    await driver.open_side_channel()
+    [(method, address)] = asked
+    assert method == "open_side_channel"
+    assert not address.parent.exists()
+    assert ("no side channel" in caplog.text) == (failure is not None)
+    assert await driver.claim("name", 1, "path") is None
 
 
 ORPHAN = """

@@ -1,6 +1,7 @@
 """The way to an engine's worker beside its steps: a real socket, both ends in this process."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ class Worker:
         self.orders: list[tuple[str, list[Any], Reply]] = []
 
     def answer(self, order: str, arguments: list[Any], reply: Reply) -> None:
-        if order == "crash":
-            raise OSError("the thread ends, and its socket with it")
+        if order == "fail":
+            raise OSError("of this order alone")
         self.orders.append((order, arguments, reply))
 
     async def heard(self, number: int) -> None:
@@ -63,15 +64,38 @@ async def test_an_order_that_nobody_waits_for_any_more_does_no_harm() -> None:
 
 
 async def test_whoever_waits_is_told_that_the_worker_went() -> None:
+    channel = SideChannel()
+    await channel.listen()
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.connect(channel.address)
+        await channel.connected()
+        waiting = [asyncio.create_task(channel.ask(order)) for order in ("slow", "more")]
+        assert await asyncio.to_thread(worker.recv, 1) == b"["
+    for one in waiting:
+        with pytest.raises(ConnectionError, match="left"):
+            await one
+    with pytest.raises(ConnectionError, match="not on the side channel"):
+        await channel.ask("again")
+    await channel.close()
+
+
+async def test_an_order_that_fails_is_answered_and_leaves_the_way_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with _open() as (channel, worker):
-        waiting = asyncio.create_task(channel.ask("slow"))
+        assert await channel.ask("fail", 3) is None
+        assert "the order fail(3,) failed" in caplog.text
+        asked = asyncio.create_task(channel.ask("next"))
         await worker.heard(1)
-        with pytest.raises(ConnectionError):
-            await channel.ask("crash")
-        with pytest.raises(ConnectionError):
-            await waiting
-        with pytest.raises(ConnectionError, match="not on the side channel"):
-            await channel.ask("more")
+        worker.orders[0][2](5)
+        assert await asked == 5
+
+
+async def test_nobody_else_gets_in(tmp_path: Path) -> None:
+    async with _open() as (channel, worker):
+        assert not Path(channel.address).parent.exists()
+        with pytest.raises(OSError, match="No such file"):
+            serve(channel.address, worker.answer)
 
 
 async def test_closing_leaves_nothing_and_a_late_reply_does_no_harm() -> None:
@@ -81,9 +105,6 @@ async def test_closing_leaves_nothing_and_a_late_reply_does_no_harm() -> None:
     with pytest.raises(ConnectionError):
         await waiting
     worker.orders[0][2](1)
-    assert not Path(channel.address).parent.exists()
-    with pytest.raises(OSError, match="No such file"):
-        serve(channel.address, worker.answer)
 
 
 async def test_a_worker_that_does_not_come_is_not_waited_for_long() -> None:
@@ -92,3 +113,4 @@ async def test_a_worker_that_does_not_come_is_not_waited_for_long() -> None:
     with pytest.raises(TimeoutError):
         await channel.connected(timeout_s=0.01)
     await channel.close()
+    assert not Path(channel.address).parent.exists()

@@ -1,5 +1,6 @@
 """Who keeps a place and a slot when both are short: never one that the step itself needs."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -218,3 +219,52 @@ async def test_adapters_that_vllm_makes_up_for_warming_up_are_all_alike(
             assert manager.add_dummy_lora(LoRARequest(f"dummy{number}", number, "/none"), rank=8)
     sizes = {manager.bytes_of(number) for number in (101, 102, 103)}
     assert len(sizes) == 1
+
+
+async def _claimed(steps: Steps, *numbers: int) -> list[int | None]:
+    loop, answers = asyncio.get_running_loop(), []
+    for number in numbers:
+        assert steps.manager.prefetch(steps._requests[number])
+        answer = loop.create_future()
+        steps.manager.claim(
+            number, lambda taken, to=answer: loop.call_soon_threadsafe(to.set_result, taken)
+        )
+        answers.append(await asyncio.wait_for(answer, 10))
+    return answers
+
+
+async def test_a_claimed_adapter_waits_for_the_step_that_needs_it(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [steps.nbytes(3), steps.nbytes(1)]
+    assert await _claimed(steps, 3, 1) == expected
+    assert steps.held == []
+
+    def never(_: object) -> None:
+        raise AssertionError("read in a step")
+
+    monkeypatch.setattr(steps.manager, "_prepared", never)
+    steps.step(3)
+    assert steps.held == [3]
+    assert steps.in_slots == {3}
+    steps.manager.remove_adapter(1)
+    assert steps.manager._prefetcher.kept_bytes == 0
+
+
+async def test_what_does_not_fit_or_can_not_be_read_is_not_promised_to_a_step(
+    steps: Steps, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.lora.request import LoRARequest
+
+    small, large = steps.nbytes(1), steps.nbytes(2)
+    _bound(steps, monkeypatch, small + large - 1)
+    assert await _claimed(steps, 1, 2) == [small, None]
+    steps.announce(1)
+    steps.announce(2)  # between two steps, where somebody may leave for it
+    assert steps.held == [2]
+    steps._requests[9] = LoRARequest("a9", 9, str(world.base / "nowhere"))
+    assert await _claimed(steps, 9) == [None]
+    with pytest.raises(FileNotFoundError, match="got no adapter_model"):
+        steps.announce(9)
+    steps.manager.remove_adapter(2)
+    assert await _claimed(steps, 1) == [small]

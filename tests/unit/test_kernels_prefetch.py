@@ -161,3 +161,23 @@ def test_nothing_is_kept_of_a_value_that_is_not_there() -> None:
     assert kept.get(timeout=10) is None
     with pytest.raises(ZeroDivisionError):
         prefetcher.take("failed", _never)
+
+
+def test_what_is_to_be_kept_makes_no_room_for_others_that_come_first() -> None:
+    prefetcher: Prefetcher[str, str] = Prefetcher(threads=2, most=2, most_bytes=1, size_of=len)
+    go, kept = threading.Event(), queue.SimpleQueue[str | None]()
+
+    def slow() -> str:
+        assert go.wait(10)
+        return "slow"
+
+    prefetcher.start("slow", slow)
+    prefetcher.keep("slow", kept.put)
+    for name in ("others", "more"):
+        assert prefetcher.start(name, lambda name=name: name)  # type: ignore[misc]
+        _until_ready(prefetcher, name)
+    go.set()
+    assert kept.get(timeout=10) == "slow"
+    assert prefetcher.kept_bytes == 4
+    assert prefetcher.take("slow", _never) == "slow"
+    assert prefetcher.kept_bytes == 0
