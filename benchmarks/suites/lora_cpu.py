@@ -3,8 +3,8 @@
 64 requests over 1, 8, 32 or 64 adapters, all of rank 8 or of ranks 8, 16 and 64, on a base of 168M
 random parameters. Each arm is vLLM in a process of its own; all arms work on the same batch in
 turn, round by round, so that a ratio compares neighbours in time. Decoding is timed without its
-prompts, prefill without decoding. Where stock vLLM is many times slower it gets less work: rates
-are compared.
+prompts and begins at the same length for all, prefill without decoding. Where stock vLLM is many
+times slower it gets less work: rates are compared.
 
 Correctness gate: every arm's greedy tokens are those of a model with the adapter merged into its
 weights, and with our kernels base requests beside full slots get the bare base's.
@@ -59,7 +59,7 @@ class Shape:
     """With the most adapters, where the figures are that others quote."""
     work: dict[tuple[str, str], Work]
     """By arm and ranks."""
-    decode_prompt: int = 8
+    decode_prompt: int = 4
     judged: int = 6
     """Adapters that are compared with merged weights."""
 
@@ -77,8 +77,8 @@ FULL = Shape(
     work={
         **{(arm, ranks): Work(decode_steps=12, prompt_tokens=64)
            for arm in ("ours", "none") for ranks in RANKS},
-        ("stock", "r8"): Work(decode_steps=4, prompt_tokens=16),
-        ("stock", "mixed"): Work(decode_steps=1, prompt_tokens=4),
+        ("stock", "r8"): Work(decode_steps=6, prompt_tokens=16),
+        ("stock", "mixed"): Work(decode_steps=2, prompt_tokens=4),
     },
 )  # fmt: skip
 QUICK = Shape(
@@ -216,19 +216,18 @@ async def _wrong(
 
 async def _decode(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape) -> list[Sample]:
     prompts = _prompts(shape.decode_prompt, shape, seed=2)
-    for arm in arms:
-        tokens = 2 + shape.rounds_with(adapters) * shape.work[arm.kind, ranks].decode_steps
-        await asyncio.to_thread(
-            arm.call, "begin", prompts=prompts, adapters=_assigned(arm, adapters), tokens=tokens
-        )
     samples = []
     for number in range(shape.rounds_with(adapters)):
         for arm in rotated(arms, number):
             steps = shape.work[arm.kind, ranks].decode_steps
+            assigned = _assigned(arm, adapters)
+            # Anew each time: arms that make more steps would have longer and longer contexts.
+            await asyncio.to_thread(
+                arm.call, "begin", prompts=prompts, adapters=assigned, tokens=steps + 2
+            )
             times = await asyncio.to_thread(arm.call, "steps", count=steps)
+            await asyncio.to_thread(arm.call, "end")
             samples.append(_sample("decode", ranks, adapters, arm, number, times))
-    for arm in arms:
-        await asyncio.to_thread(arm.call, "end")
     return samples
 
 

@@ -80,6 +80,7 @@ inline void shrink(const T* const* x, const W* a, int64_t K, int64_t rank, int64
   constexpr int RT = MT == 1 ? kLongRanks : kRanks;
   int64_t j = from;
   for (; j + RT <= to; j += RT) shrink_block<T, W, MT, RT>(x, a + j * K, K, h + j, rank);
+  for (; j + 2 <= to; j += 2) shrink_block<T, W, MT, 2>(x, a + j * K, K, h + j, rank);
   for (; j < to; j++) shrink_block<T, W, MT, 1>(x, a + j * K, K, h + j, rank);
 }
 
