@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, cast
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.lora.arm import Arm, EnginePlan
-from benchmarks.lora.churn import BASE_ID, Client, Registered, rank_of, trace
+from benchmarks.lora.churn import BASE_ID, FILES, Client, Registered, rank_of, trace
 from benchmarks.lora.churn_result import Churn, Saturated, Stall, spread, summarise
 from benchmarks.lora.rounds import rotated
 from benchmarks.lora.world import BIG, TINY, BaseShape, make_base, merged, shortfall
@@ -61,6 +61,8 @@ class Shape:
     answer: int
     concurrency: int
     host_bytes: int
+    threads: int = max(1, len(os.sched_getaffinity(0)) // 2)
+    """Of the engine's matrix products; what loads adapters and the clients run beside them."""
     bookkeeping: tuple[tuple[int, int], ...] = ((64, 64), (64, 1000))
     """(in the batch, registered)."""
     judged: int = 5
@@ -98,7 +100,7 @@ def shape_of(arguments: Sequence[str], *, quick: bool) -> Shape:
     """Returns how much is measured, with other rounds where arguments say so."""
     shape = QUICK if quick else FULL
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run lora-churn")
-    for name in ("rounds", "played_rounds", "cold_rounds"):
+    for name in ("rounds", "played_rounds", "cold_rounds", "threads"):
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=getattr(shape, name))
     return replace(shape, **vars(parser.parse_args(list(arguments))))
@@ -126,7 +128,7 @@ async def run(context: SuiteContext) -> SuiteResult:
         background_cap=1,
         background_cap_busy=1,
         stream_interval=8,
-        cpu_threads=max(1, len(os.sched_getaffinity(0)) // 2),
+        cpu_threads=shape.threads,
     )
     engine = cast("VllmEngine", await create_engine(settings))
     try:
@@ -148,7 +150,7 @@ async def _measure(
     from lorebase.serving.engine.vllm_common import engine_dtype
 
     dtype = engine_dtype(engine.settings)
-    done.facts |= {"dtype": dtype, "threads": engine.settings.cpu_threads}
+    done.facts |= {"dtype": dtype, "threads": shape.threads, "adapter_files": FILES}
     client = Client(
         engine, adapters, vocab=shape.base.vocab, prompt=shape.prompt, answer=shape.answer
     )
@@ -167,10 +169,12 @@ async def _measure(
     for number in range(shape.rounds):
         for count in rotated(shape.counts, number):
             await _warm_up(client, count, number)
+            # What was loaded while nobody asked is no first touch: its slot counts as a revisit.
+            await engine.adapter_stalls()
             run = await _saturate(shape, client, count, shape.cold_rounds + number, done, warm=True)
+            await _collect(engine, done)
             if count == min(shape.counts):
                 rate = max(rate, shape.requests / run.seconds)
-        await _collect(engine, done)
         context.say(f"saturated round {number + 1} of {shape.rounds} done")
     for number in range(shape.played_rounds):
         for count in shape.counts:
