@@ -151,8 +151,12 @@ class StepPlan:
 
 
 def tiles_bound(tokens: int, slots: int, tile_tokens: int) -> int:
-    """Most tiles of `tile_tokens` that tokens of at most so many slots can make."""
-    return min(tokens, tokens // tile_tokens + min(slots, tokens))
+    """Most tiles of `tile_tokens` that tokens of at most so many slots can make.
+
+    The worst batch has one token of each slot but one, and of that one all others.
+    """
+    groups = min(slots, tokens)
+    return groups + (tokens - groups) // tile_tokens
 
 
 def _cut(

@@ -89,12 +89,14 @@ def test_refilling_keeps_addresses_and_forgets_the_step_before(steps: list[list[
 
 @settings(max_examples=30)
 @given(tokens=st.integers(0, 200), slots=st.integers(1, 9), tile=st.integers(1, 9))
-def test_the_bound_on_tiles_is_reached_by_the_worst_batch_only(
+def test_the_bound_on_tiles_is_what_the_worst_batch_makes(
     tokens: int, slots: int, tile: int
 ) -> None:
     plan = StepPlan(max_tokens=max(tokens, 1), slots=slots, tile_tokens=tile)
     plan.fill(np.arange(tokens) % slots)
     assert plan.num_tiles <= plan.tiles_bound(tokens)
+    plan.fill(np.minimum(np.arange(tokens), slots - 1))  # one token each, and the rest in a group
+    assert plan.num_tiles == plan.tiles_bound(tokens)
 
 
 @pytest.mark.parametrize(
