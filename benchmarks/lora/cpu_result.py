@@ -80,8 +80,20 @@ def _neighbours(
     return [(by[one, r], by[other, r]) for r in rounds]
 
 
-def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[str]) -> SuiteResult:
-    """Returns rows, summary and plot."""
+def summarise(
+    samples: Sequence[Sample],
+    facts: dict[str, Any],
+    failures: list[str],
+    alone: Sequence[dict[str, Any]] = (),
+) -> SuiteResult:
+    """Returns rows, summary and plot.
+
+    Args:
+        samples: sorted as the plot's panels are.
+        facts: for the summary.
+        failures: of the correctness gate.
+        alone: rows of `alone.measure`.
+    """
     cells = list(dict.fromkeys(sample.cell for sample in samples))
     summary: dict[str, Any] = {}
     for workload, ranks, adapters in cells:
@@ -94,7 +106,7 @@ def summarise(samples: Sequence[Sample], facts: dict[str, Any], failures: list[s
                     extra = extra_ms(samples, (workload, ranks, adapters))
                     summary[f"{key}_ms_over_nolora"] = _round(percentile(extra, 50))
     return SuiteResult(
-        rows=[row for cell in cells for row in _rows(samples, cell)],
+        rows=[*(row for cell in cells for row in _rows(samples, cell)), *alone],
         summary={**summary, **facts},
         figure_svg=_figure(samples),
         failures=failures,

@@ -4,7 +4,8 @@
 random parameters. Each arm is vLLM in a process of its own; all arms work on the same batch in
 turn, round by round, so that a ratio compares neighbours in time. Decoding is timed without its
 prompts and begins at the same length for all, prefill without decoding. Where stock vLLM is many
-times slower it gets less work: rates are compared.
+times slower it makes fewer steps; each is like those of the others: a step of prefill has 16
+prompts of 64 tokens, whoever computes it. Then the kernel by itself, beside what bounds it.
 
 Correctness gate: every arm's greedy tokens are those of a model with the adapter merged into its
 weights, and with our kernels base requests beside full slots get the bare base's.
@@ -15,16 +16,15 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.lora.alone import measure
 from benchmarks.lora.arm import Arm, EnginePlan, Kind
 from benchmarks.lora.cpu_result import REQUESTS, Sample, summarise
 from benchmarks.lora.rounds import rotated
@@ -45,7 +45,8 @@ class Work:
     """How much an arm does in one sample, so that a sample takes a second or more."""
 
     decode_steps: int
-    prompt_tokens: int
+    prefill_requests: int
+    """A whole number of the engine's steps of 1,024 tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Shape:
     work: dict[tuple[str, str], Work]
     """By arm and ranks."""
     decode_prompt: int = 4
+    prefill_prompt: int = 64
     judged: int = 6
     """Adapters that are compared with merged weights."""
 
@@ -68,17 +70,17 @@ class Shape:
         return self.most_rounds if adapters == max(self.adapters) else self.rounds
 
 
-_QUICKLY = Work(decode_steps=2, prompt_tokens=8)
+_QUICKLY = Work(decode_steps=2, prefill_requests=16)
 FULL = Shape(
     base=BIG,
     adapters=(1, 8, 32, 64),
     rounds=5,
     most_rounds=9,
     work={
-        **{(arm, ranks): Work(decode_steps=12, prompt_tokens=64)
+        **{(arm, ranks): Work(decode_steps=12, prefill_requests=64)
            for arm in ("ours", "none") for ranks in RANKS},
-        ("stock", "r8"): Work(decode_steps=6, prompt_tokens=16),
-        ("stock", "mixed"): Work(decode_steps=2, prompt_tokens=4),
+        ("stock", "r8"): Work(decode_steps=6, prefill_requests=16),
+        ("stock", "mixed"): Work(decode_steps=2, prefill_requests=16),
     },
 )  # fmt: skip
 QUICK = Shape(
@@ -101,7 +103,8 @@ async def run(context: SuiteContext) -> SuiteResult:
     samples: list[Sample] = []
     failures: list[str] = []
     facts: dict[str, Any] = {"base_parameters": parameters, "rounds": shape.rounds}
-    facts |= {"rounds_with_most": shape.most_rounds, "memory_read_gb_per_s": _read_speed()}
+    facts |= {"rounds_with_most": shape.most_rounds}
+    alone: list[dict[str, Any]] = []
     for ranks, cycle in RANKS.items():
         adapters = [
             make_adapter(
@@ -128,19 +131,11 @@ async def run(context: SuiteContext) -> SuiteResult:
                 samples += await _decode(arms, ranks, n, shape)
                 samples += await _prefill(arms, ranks, n, shape)
                 context.say(f"{ranks}: {n} adapters done")
+        alone += await asyncio.to_thread(
+            measure, adapters, shape.base, ranks=ranks, prompt=shape.prefill_prompt, rounds=9
+        )
     samples.sort(key=lambda s: (s.workload, s.ranks != "r8", s.adapters))
-    return summarise(samples, facts, failures)
-
-
-def _read_speed(gigabytes: float = 1.0, times: int = 7) -> float:
-    """Returns how fast all threads together read memory that is in no cache, in GB/s."""
-    values = torch.ones(int(gigabytes * 1e9 / 4))
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        values.sum()
-        seconds.append(time.perf_counter() - began)
-    return round(values.nbytes / 1e9 / sorted(seconds)[times // 2], 1)
+    return summarise(samples, facts, failures, alone)
 
 
 async def _arms(
@@ -235,8 +230,12 @@ async def _prefill(arms: Sequence[Arm], ranks: str, adapters: int, shape: Shape)
     samples = []
     for number in range(shape.rounds_with(adapters)):
         for arm in rotated(arms, number):
-            prompts = _prompts(shape.work[arm.kind, ranks].prompt_tokens, shape, seed=3 + number)
-            assigned = _assigned(arm, adapters)
+            # Fewer requests are others each round, so that every adapter has its turn.
+            count = shape.work[arm.kind, ranks].prefill_requests
+            first = number * count % REQUESTS
+            asked = slice(first, first + count)
+            prompts = _prompts(shape.prefill_prompt, shape, seed=3 + number)[asked]
+            assigned = _assigned(arm, adapters)[asked]
             times = await asyncio.to_thread(arm.call, "prefill", prompts=prompts, adapters=assigned)
             samples.append(_sample("prefill", ranks, adapters, arm, number, times))
     return samples

@@ -1,11 +1,16 @@
 """What the lora-cpu suite makes of its samples: ratios of neighbours in time, named figures."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.charts import Bar, BarPanel, bar_chart
+from benchmarks.lora import alone as alone_module
+from benchmarks.lora.alone import Alone, measure
 from benchmarks.lora.cpu_result import Sample, per_cpu, per_wall, ratios, summarise
+from benchmarks.lora.world import BaseShape, make_adapter
 
 
 def _sample(arm: str, round_: int, wall_s: float, **changes: object) -> Sample:
@@ -67,3 +72,29 @@ def test_the_plot_is_well_formed_and_higher_bars_are_higher() -> None:
         heights = {next(iter(e)).text: float(e.attrib["height"]) for e in drawn}
         assert heights["a, 1: 10"] < heights["b & c, 1: 1000"]
         assert len(heights) == 2
+
+
+SMALL = BaseShape(hidden=64, intermediate=96, layers=1, heads=2, vocab=50)
+
+
+def test_the_kernel_alone_computes_what_a_forward_pass_asks_of_it(tmp_path: Path) -> None:
+    paths = [make_adapter(tmp_path / str(r), SMALL, r, seed=r) for r in (4, 8)]
+    alone = Alone(paths, SMALL, max_tokens=8)
+    columns = sum(sum(shape) for shape in SMALL.linear().values())  # K + N of every module
+    assert alone.plan([1, 1, 0]) == (2 * 12 * columns, 2 * (8 + 8 + 4) * columns)
+    assert alone.plan([1]) == (2 * 8 * columns, 2 * 8 * columns)
+    outputs = alone.step()
+    assert [tuple(y.shape) for y in outputs] == [(1, 192), (1, 64), (1, 192), (1, 64)]
+    assert all(bool(torch.any(y != 0)) for y in outputs)
+
+
+def test_the_kernel_alone_stands_beside_what_bounds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone_module, "READ_BYTES", 1 << 20)
+    paths = [make_adapter(tmp_path / str(n), SMALL, 4, seed=n) for n in range(3)]
+    decode, prefill = measure(paths, SMALL, ranks="r4", prompt=512, rounds=1)
+    assert (decode["adapters_in_a_step"], prefill["adapters_in_a_step"]) == (3, 2)
+    assert prefill["tokens"] == 1024
+    assert decode["machine_reads_gb_per_s"]["p50"] > 0
+    assert prefill["torch_multiplies_gflop_per_s"]["p50"] > 0
