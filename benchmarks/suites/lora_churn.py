@@ -71,7 +71,7 @@ class Shape:
 FULL = Shape(
     base=BIG,
     counts=(5, 100, 1000, 2000),
-    cold_rounds=2,
+    cold_rounds=5,
     rounds=5,
     played_rounds=3,
     requests=96,
@@ -161,20 +161,18 @@ async def _measure(
         return
     await engine.adapter_stalls()
     for number in range(shape.cold_rounds):
-        for count in (min(shape.counts), max(shape.counts)):
+        for count in rotated((min(shape.counts), max(shape.counts)), number):
             await _saturate(shape, client, count, number, done, warm=False)
-        await _collect(engine, done)
+        await _collect(engine, done, asked=True)
     context.say(f"{shape.cold_rounds} cold rounds done")
     rate = 0.0
     for number in range(shape.rounds):
         for count in rotated(shape.counts, number):
             await _warm_up(client, count, number)
-            # What was loaded while nobody asked is no first touch: its slot counts as a revisit.
-            await engine.adapter_stalls()
             run = await _saturate(shape, client, count, shape.cold_rounds + number, done, warm=True)
-            await _collect(engine, done)
             if count == min(shape.counts):
                 rate = max(rate, shape.requests / run.seconds)
+        await _collect(engine, done, asked=False)
         context.say(f"saturated round {number + 1} of {shape.rounds} done")
     for number in range(shape.played_rounds):
         for count in shape.counts:
@@ -182,7 +180,7 @@ async def _measure(
                 shape.requests, count, rate=SHARE_OF_CAPACITY * rate, seed=1000 + number
             )
             done.played += await client.play(arrivals, count)
-        await _collect(engine, done)
+        await _collect(engine, done, asked=False)
         context.say(f"played round {number + 1} of {shape.played_rounds} done")
     failed = [one for one in done.played if one.error]
     done.failures += [f"{len(failed)} requests failed: {failed[0].error}"] if failed else []
@@ -222,7 +220,7 @@ async def _saturate(
     return run
 
 
-async def _collect(engine: VllmEngine, done: Churn) -> None:
+async def _collect(engine: VllmEngine, done: Churn, *, asked: bool) -> None:
     """Sorts what the engine says of its standing still: first touches, and slots given again."""
     loads: dict[int, tuple[int, float]] = {}
     for stall in await engine.adapter_stalls():
@@ -230,7 +228,7 @@ async def _collect(engine: VllmEngine, done: Churn) -> None:
             loads[stall.int_id] = (stall.rank, stall.load_s)
         elif stall.int_id in loads:
             rank, load_s = loads.pop(stall.int_id)
-            done.stalls.append(Stall(rank=rank, load_s=load_s, slot_s=stall.slot_s))
+            done.stalls.append(Stall(rank=rank, asked=asked, load_s=load_s, slot_s=stall.slot_s))
         else:
             done.revisits_s.append(stall.slot_s)
 

@@ -27,8 +27,23 @@ def done() -> Churn:
         made.saturated += [_run(5, number, few, warm=False), _run(2000, number, many, warm=False)]
     for number, (few, many) in enumerate([(1.0, 1.0), (1.0, 1.25), (2.0, 2.5)], start=1):
         made.saturated += [_run(2000, number, many, warm=True), _run(5, number, few, warm=True)]
-    made.stalls = [Stall(rank=8, load_s=0.001, slot_s=0.002), Stall(rank=64, load_s=1, slot_s=1)]
+    made.stalls = [
+        Stall(rank=8, asked=True, load_s=0.001, slot_s=0.002),
+        Stall(rank=8, asked=False, load_s=2, slot_s=2),
+        Stall(rank=64, asked=True, load_s=1, slot_s=1),
+    ]
     return made
+
+
+def test_only_what_a_request_brought_in_is_a_first_touch(done: Churn) -> None:
+    result = summarise(done)
+    assert result.summary["first_touch_p99_ms_r8"] == 3.0
+    stalls = [(r["kind"], r["rank"]) for r in result.rows if "stall" in r["kind"]]
+    assert stalls == [
+        ("first touch stall", 64),
+        ("first touch stall", 8),
+        ("first step's stall, of some loaded before", 8),
+    ]
 
 
 def test_throughputs_are_compared_within_a_round_and_a_phase(done: Churn) -> None:
