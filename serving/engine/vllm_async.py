@@ -117,6 +117,10 @@ class AsyncDriver:
             if self._side is not None:
                 await self._side.close()
         finally:
+            handler = self._llm.output_handler
+            if handler is not None and not self.unfinished():
+                # Nobody waits for what it passes on, and it would log the core's end as a failure.
+                handler.cancel()
             # On a thread, because it waits for the engine core to go.
             await asyncio.to_thread(self._llm.shutdown)
         # vLLM closes its sockets, which it does in this loop, but leaves their context open.

@@ -3,9 +3,12 @@
 import asyncio
 import dataclasses
 import json
+import logging
+import queue
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +56,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(world: World) -> "AsyncIterator[VllmEngine]":
+    complaints = queue.SimpleQueue[logging.LogRecord]()
+    listener = QueueHandler(complaints)
+    listener.setLevel(logging.ERROR)
     async with running(settings(world, backend="async", stream_interval=4)) as started:
         yield started
+        logging.getLogger("vllm").addHandler(listener)
+    logging.getLogger("vllm").removeHandler(listener)
     assert not _engine_cores()
+    assert complaints.empty(), complaints.get_nowait()
 
 
 def _engine_cores() -> list[psutil.Process]:
