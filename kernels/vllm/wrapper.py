@@ -1,5 +1,6 @@
 """Our punica wrapper: plans each step once, in numpy, and hands layers their part of the pool."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -9,10 +10,13 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
+from ..lora.cpu.native import described
 from ..lora.metadata import DECODE_TILE, PREFILL_TILE, StepPlan
 from .edges import Logits
 from .options import KernelOptions
 from .weights import LayerWeights, ModelWeights
+
+_logger = logging.getLogger("vllm.lorebase")
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -50,6 +54,8 @@ class PooledPunicaWrapper(PunicaWrapperBase):
             options=options,
             device=device,
         )
+        which = "Triton" if self.weights.uses_op else described()
+        _logger.info("lorebase's LoRA kernels serve: %s", which)
         # As vLLM rounds up: a captured graph may have a few rows more than the largest step.
         rows = -(-max(max_num_batched_tokens, max_batches) // 8) * 8
         self._tokens, self._samples, self._prompts = (

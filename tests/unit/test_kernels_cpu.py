@@ -13,7 +13,7 @@ from lorebase.kernels.lora import cpu
 from lorebase.kernels.lora.cpu import fallback, linear, native
 from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.reference import lora_reference
-from tests.unit.kernel_samples import TOLERANCE, Case
+from tests.unit.kernel_samples import TOLERANCE, Case, agrees
 
 BEST = cpu.best_isa()
 WAYS: list[cpu.Isa | None] = [
@@ -51,7 +51,7 @@ def _check(
     apply(y, x)
     base = [row for row, slot in enumerate(slots) if slot < 0]
     assert y[base].equal(before[base]), "rows without adapter must stay bit for bit"
-    assert torch.allclose(y.double(), expected, atol=TOLERANCE[case.dtype], rtol=1e-2)
+    assert agrees(y, expected, case.dtype)
     return y
 
 
@@ -87,7 +87,7 @@ def test_every_number_of_tokens(bind: Bind, tokens: int, dtype: torch.dtype) -> 
         expected[rows] += x[rows].double() @ a.double().t() @ b.double().t()
     case.plan.fill(slots)
     bind(case)(y, x)
-    assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
+    assert agrees(y, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -107,7 +107,7 @@ def test_many_features_like_an_embeddings(bind: Bind, dtype: torch.dtype) -> Non
     expected = lora_reference(y, x, slots, case.weights, case.slices)
     case.plan.fill(slots)
     bind(case)(y, x)
-    assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
+    assert agrees(y, expected, dtype)
 
 
 @pytest.mark.parametrize("length", range(1, 20))
@@ -187,6 +187,9 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
         pytest.skip("no C++ compiler: torch serves")
     assert cpu.is_built(), "run `make setup`: it compiles kernels/lora/cpu"
     assert native.shares_threads(), "torch's OpenMP runtime should be found"
+    best = native.best_isa()
+    assert best is not None
+    assert native.described() == f"C++ for {best.name}, on all threads of torch"
 
 
 def test_without_the_library_torch_serves_with_one_warning(
@@ -233,6 +236,7 @@ def test_a_broken_library_is_said_to_be_so(found_anew: pytest.MonkeyPatch, tmp_p
     found_anew.setattr(native, "built_at", lambda: broken)
     assert native.library() is None
     assert "can't be loaded" in str(native.why_missing())
+    assert native.described().startswith("torch (the C++ kernel can't be loaded")
 
 
 def test_both_sides_name_the_same_abi() -> None:
@@ -289,7 +293,7 @@ def test_threads_share_a_tile_and_give_the_same_bits_as_one(
                 apply(results[-1], x)
     finally:
         torch.set_num_threads(threads)
-    assert torch.allclose(results[0].double(), expected, atol=2 * TOLERANCE[dtype], rtol=1e-2)
+    assert agrees(results[0], expected, dtype, deltas=2)
     assert all(one.equal(results[0]) for one in results)
 
 

@@ -135,3 +135,11 @@ def shares_threads() -> bool:
     """Whether the kernel found torch's OpenMP runtime and so can use its threads."""
     loaded = library()
     return loaded is not None and bool(loaded.lb_shares_threads())
+
+
+def described() -> str:
+    """What serves on this CPU, for logs."""
+    isa = best_isa()
+    if isa is None:
+        return f"torch (the C++ kernel {why_missing()})"
+    return f"C++ for {isa.name}, on {'all threads of torch' if shares_threads() else 'one thread'}"
