@@ -26,7 +26,7 @@ from lorebase.kernels.lora.gpu.config import (
 from lorebase.kernels.lora.op import LoraLinear, tables_of
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.kernels.lora.reference import lora_reference
-from tests.unit.kernel_samples import TOLERANCE, Case
+from tests.unit.kernel_samples import TOLERANCE, Case, agrees
 
 INTERPRETED = bool(linear.INTERPRETED.value)
 if not INTERPRETED and not torch.cuda.is_available():
@@ -101,7 +101,7 @@ def _check(
     base = [row for row, slot in enumerate(slots) if slot < 0]
     assert y[base].equal(before[base]), "rows without adapter must stay bit for bit"
     expected = _expected(case, before, x, slots)
-    assert torch.allclose(y.double().cpu(), expected, atol=TOLERANCE[case.dtype], rtol=1e-2)
+    assert agrees(y, expected, case.dtype)
     return y
 
 
@@ -315,15 +315,9 @@ def test_rounding_is_torchs_also_for_extremes() -> None:
     assert torch.equal(y.nan_to_num(7.0, 8.0, 9.0), expected.nan_to_num(7.0, 8.0, 9.0))
 
 
-@pytest.mark.parametrize("tokens", [1, DECODE_TOKENS, DECODE_TOKENS + 1, 300])
-def test_long_steps_run_over_wide_tiles(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = _case(
-        [(3,), (5,)],
-        features=11,
-        slices=(29,),
-        max_tokens=304,
-        wide_tile_tokens=PREFILL_TILE,
-    )
+@pytest.fixture
+def tiles_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of a tile, of each call that the op makes."""
     seen, run = list[int](), linear.run
 
     def kept(call: linear.Call) -> None:
@@ -331,8 +325,35 @@ def test_long_steps_run_over_wide_tiles(tokens: int, monkeypatch: pytest.MonkeyP
         run(call)
 
     monkeypatch.setattr(linear, "run", kept)
+    return seen
+
+
+@pytest.mark.parametrize("tokens", [1, DECODE_TOKENS, DECODE_TOKENS + 1, 300])
+def test_long_steps_run_over_wide_tiles(tokens: int, tiles_run: list[int]) -> None:
+    case = _case(
+        [(3,), (5,)],
+        features=11,
+        slices=(29,),
+        max_tokens=304,
+        wide_tile_tokens=PREFILL_TILE,
+    )
     _check(case, [(t // 90) % 3 - 1 for t in range(tokens)] if tokens > 1 else [1])
-    assert seen == [PREFILL_TILE if tokens > DECODE_TOKENS else DECODE_TILE]
+    assert tiles_run == [PREFILL_TILE if tokens > DECODE_TOKENS else DECODE_TILE]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_whole_wide_tiles_of_high_ranks_work(dtype: torch.dtype, tiles_run: list[int]) -> None:
+    case = _case(
+        [(64, 24), (40, 64)],
+        dtype=dtype,
+        features=144,
+        slices=(272, 48),
+        max_tokens=DECODE_TOKENS + 32,
+        wide_tile_tokens=PREFILL_TILE,
+    )
+    _check(case, [0] * 130 + [-1] * 5 + [1] * (DECODE_TOKENS - 120))
+    assert case.plan.wide_tiles[:6, 2].tolist() == [64, 64, 2, 64, 64, 8]
+    assert tiles_run == [PREFILL_TILE]
 
 
 def test_a_step_without_any_adapter_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +393,7 @@ def test_an_embeddings_tokens_get_their_own_adapters_rows(
     apply(y, ids)
     one_hot = torch.nn.functional.one_hot(ids.long(), VOCAB).to(dtype)
     expected = _expected(case, before, one_hot, slots)
-    assert torch.allclose(y.double().cpu(), expected, atol=2 * TOLERANCE[dtype], rtol=1e-2)
+    assert agrees(y, expected, dtype, deltas=2)
     base = [row for row, slot in enumerate(slots) if slot < 0]
     assert y[base].equal(before[base])
 

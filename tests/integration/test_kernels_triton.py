@@ -19,6 +19,7 @@ from tests.unit.kernel_samples import Case
 
 ROOT = Path(__file__).parents[2]
 CASES = "tests/integration/kernels_triton_cases.py"
+BASELINES = "tests/integration/kernels_baselines_cases.py"
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,14 @@ def test_interpreted_kernels_agree_with_the_oracle() -> None:
     done = _run("pytest", "-q", "-p", "no:cacheprovider", CASES, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.timeout(600)
+def test_the_gpu_suite_calls_vllms_kernels_right() -> None:
+    pytest.importorskip("vllm")
+    done = _run("pytest", "-q", "-p", "no:cacheprovider", BASELINES, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "1 passed" in done.stdout
 
 
 @pytest.mark.timeout(600)

@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorebase.kernels.lora.gpu.config import DECODE_TOKENS
-from lorebase.serving.engine.settings import read_cpu_flags, resolve_dtype
 
 # More threads only wait for each other on models of this size: minutes on a busy machine.
 torch.set_num_threads(1)
@@ -206,11 +205,6 @@ def test_a_buffer_of_bounded_bytes_serves_the_same_as_adapters_in_place(
     assert copied["answers"] == run["answers"]
 
 
-@pytest.mark.skipif(
-    resolve_dtype("auto", device="cpu", cpu_flags=read_cpu_flags()) != "bfloat16"
-    and not os.environ.get("LOREBASE_TEST_BFLOAT16"),
-    reason="this CPU only emulates bfloat16: a minute; LOREBASE_TEST_BFLOAT16=1 runs it anyway",
-)
 def test_in_bfloat16_logits_are_those_of_merged_weights_alone_and_in_company(
     files: dict[str, Path], tmp_path: Path
 ) -> None:

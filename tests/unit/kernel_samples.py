@@ -11,6 +11,20 @@ from lorebase.kernels.lora.reference import SliceWeights
 
 # Rounding of y once to the dtype, and of fp32 sums: relative to values of about 1.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+# Of larger values. Triton's interpreter cuts bfloat16 off instead of rounding: 2 units.
+RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+
+
+def agrees(
+    y_TN: torch.Tensor, expected_TN: torch.Tensor, dtype: torch.dtype, *, deltas: int = 1
+) -> bool:
+    """Whether y, rounded to `dtype` so many times, is what the oracle says."""
+    return torch.allclose(
+        y_TN.double().cpu(),
+        expected_TN,
+        atol=deltas * TOLERANCE[dtype],
+        rtol=deltas * RELATIVE[dtype],
+    )
 
 
 class Case:

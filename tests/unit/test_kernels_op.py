@@ -9,7 +9,7 @@ from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.op import LoraLinear
 from lorebase.kernels.lora.pool import AdapterPool
 from lorebase.kernels.lora.reference import lora_reference
-from tests.unit.kernel_samples import TOLERANCE, Case
+from tests.unit.kernel_samples import TOLERANCE, Case, agrees
 
 RANKS = [(8, 0, 3), (64, 16, 1), (0, 0, 0), (1, 40, 33)]
 SLOTS = [(5 * t + t // 6) % 5 - 1 for t in range(37)]
@@ -31,7 +31,7 @@ def test_on_the_cpu_the_op_gives_the_formulas_result(
         expected = lora_reference(y, x, slots, case.weights, case.slices)
         case.plan.fill(slots)
         apply(y, x)
-        assert torch.allclose(y.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
+        assert agrees(y, expected, dtype)
         base = [row for row, slot in enumerate(slots) if slot < 0]
         assert y[base].equal(before[base])
 
@@ -53,7 +53,7 @@ def test_the_op_reads_adapters_outside_of_the_pools_buffer(
     expected = lora_reference(y, x, slots, case.weights, case.slices)
     case.plan.fill(slots)
     LoraLinear(pool, layer, case.plan)(y, x)
-    assert torch.allclose(y.double(), expected, atol=TOLERANCE[torch.float32], rtol=1e-2)
+    assert agrees(y, expected, torch.float32)
 
 
 def test_without_the_library_the_op_says_once_that_torch_serves(

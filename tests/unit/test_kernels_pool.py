@@ -241,6 +241,10 @@ def test_the_reference_is_the_formula_and_leaves_other_rows_alone() -> None:
     assert torch.allclose(out[0, :5] - y[0, :5], (b0 @ (a0 @ x[0])).double(), atol=1e-5)
     assert out[0, 5:].equal(y[0, 5:].double())
     assert out[1:].equal(y[1:].double())
+    rounded = lora_reference(y, x, [0, -1, 3], {0: weights}, SLICES, dtype=torch.float32)
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded.double(), out, atol=1e-6, rtol=1e-6)
+    assert not rounded.double().equal(out)
     with pytest.raises(ValueError, match="columns"):
         lora_reference(y, x, [0, -1, 3], {0: weights}, (5, 4))
 
