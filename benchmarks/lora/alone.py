@@ -44,7 +44,9 @@ class Alone:
             for number in range(shape.layers)
             for group in FUSED
         ]
-        self._pool = AdapterPool(slots=len(adapters), budget_bytes=1 << 20, dtype=torch.float32)
+        self._pool = AdapterPool(
+            slots=len(adapters), budget_bytes=0, dtype=torch.float32, points=True
+        )
         self._layers = [
             self._pool.add_layer(outputs[of[0]][1], [outputs[name][0] for name in of])
             for of in names
