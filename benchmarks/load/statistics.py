@@ -51,6 +51,18 @@ def percentile(values: Sequence[float], q: float) -> float | None:
     return float(np.percentile(values, q)) if len(values) else None
 
 
+def significant(value: float | None) -> float | None:
+    """Returns a figure with four significant digits, as result files keep them."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def spread(
+    values: Sequence[float], percents: Sequence[int] = (20, 50, 80)
+) -> dict[str, float | None]:
+    """Returns percentiles by name, as result files keep them."""
+    return {f"p{q}": significant(percentile(values, q)) for q in percents}
+
+
 def timeline(records: Sequence[RequestRecord], origin: float, *, bin_s: float = 1.0) -> list[Bin]:
     """Cuts the time after `origin` (epoch seconds) into bins of `bin_s` seconds.
 

@@ -20,7 +20,8 @@ from lorebase.kernels.lora.layout import PackedAdapter, pack
 from lorebase.kernels.lora.metadata import StepPlan
 from lorebase.kernels.lora.pool import AdapterPool, PoolLayer
 
-from ..load.statistics import percentile
+from ..load.statistics import spread
+from .arm import STEP_TOKENS
 from .world import BaseShape
 
 FUSED = (
@@ -31,6 +32,7 @@ FUSED = (
 )
 """Modules that vLLM computes at once, in the order of a forward pass."""
 READ_BYTES = 1 << 30
+PERCENTS = (20, 50, 80, 100)
 
 
 class Alone:
@@ -89,18 +91,18 @@ def measure(
         adapters: PEFT directories; decoding has one token of each.
         shape: of their base.
         ranks: what the rows call them.
-        prompt: tokens of a prompt; a prefill step has 1,024 tokens, as the engines' have.
+        prompt: tokens of a prompt; a step of prefill has as many as go into an engine's.
         rounds: of each.
 
     Returns:
         A row each for decoding and prefill.
     """
-    together = max(1, 1024 // prompt)
+    together = max(1, STEP_TOKENS // prompt)
     alone = Alone(adapters, shape, max_tokens=max(len(adapters), together * prompt))
     decode = list(range(len(adapters)))
     prefill = [slot % len(adapters) for slot in range(together) for _ in range(prompt)]
     memory = torch.ones(READ_BYTES // 4)
-    rows_TK, weight_KN = torch.randn(1024, shape.hidden), torch.randn(shape.hidden, 4096)
+    rows_TK, weight_KN = torch.randn(STEP_TOKENS, shape.hidden), torch.randn(shape.hidden, 4096)
     found: dict[str, list[float]] = {"decode": [], "prefill": [], "sum": [], "mv": [], "mm": []}
     matrix, vector = memory.view(-1, 4096), torch.ones(4096)
     for _ in range(rounds + 1):
@@ -118,16 +120,18 @@ def measure(
         {
             **{"kind": "kernel alone", "workload": "decode", "ranks": ranks},
             **{"adapters_in_a_step": len(decode), "gigabytes": round(read / 1e9, 3)},
-            "ms_per_step": _spread([1e3 * s for s in found["decode"]]),
-            "gb_per_s": _spread([read / 1e9 / s for s in found["decode"]]),
-            "machine_reads_gb_per_s": _spread([memory.nbytes / 1e9 / s for s in reading]),
+            "ms_per_step": spread([1e3 * s for s in found["decode"]], PERCENTS),
+            "gb_per_s": spread([read / 1e9 / s for s in found["decode"]], PERCENTS),
+            "machine_reads_gb_per_s": spread([memory.nbytes / 1e9 / s for s in reading], PERCENTS),
         },
         {
             **{"kind": "kernel alone", "workload": "prefill", "ranks": ranks},
             **{"adapters_in_a_step": len(set(prefill)), "tokens": len(prefill)},
-            "ms_per_step": _spread([1e3 * s for s in found["prefill"]]),
-            "gflop_per_s": _spread([operations / 1e9 / s for s in found["prefill"]]),
-            "torch_multiplies_gflop_per_s": _spread([product / 1e9 / s for s in found["mm"]]),
+            "ms_per_step": spread([1e3 * s for s in found["prefill"]], PERCENTS),
+            "gflop_per_s": spread([operations / 1e9 / s for s in found["prefill"]], PERCENTS),
+            "torch_multiplies_gflop_per_s": spread(
+                [product / 1e9 / s for s in found["mm"]], PERCENTS
+            ),
         },
     ]
 
@@ -150,7 +154,3 @@ def _seconds(work: Callable[[], Any], times: int = 1) -> float:
     for _ in range(times):
         work()
     return (time.perf_counter() - began) / times
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {f"p{q}": float(f"{percentile(values, q):.4g}") for q in (20, 50, 80, 100)}

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 Kind = Literal["none", "stock", "ours"]
 START_S = 300.0
 CALL_S = 600.0
+STEP_TOKENS = 1024
+"""Most tokens of an engine's step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class EnginePlan:
     dtype: str = "float32"
     """This suite's default: without AVX512-BF16, bfloat16 is emulated and says nothing."""
     max_model_len: int = 512
-    max_batched_tokens: int = 1024
+    max_batched_tokens: int = STEP_TOKENS
     max_seqs: int = 64
     kv_cache_bytes: int = 1 << 30
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..charts import Bar, BarPanel, bar_chart
-from ..load.statistics import percentile
+from ..load.statistics import percentile, significant, spread
 from ..suite import SuiteResult
 from .churn import Served
 
@@ -60,19 +60,19 @@ def summarise(done: Churn) -> SuiteResult:
     summary: dict[str, Any] = {}
     for count in counts[1:]:
         key = f"throughput_{count}_vs_{counts[0]}"
-        summary[key] = _round(percentile(against_fewest(done.saturated, count), 50))
+        summary[key] = significant(percentile(against_fewest(done.saturated, count), 50))
         cold = against_fewest(done.saturated, count, warm=False)
         if cold:
-            summary[f"{key}_cold"] = _round(percentile(cold, 50))
+            summary[f"{key}_cold"] = significant(percentile(cold, 50))
     for row in done.bookkeeping:
         if row["arm"] == "ours":
             key = f"step_bookkeeping_ms_{row['in_batch']}_of_{row['registered']}"
             summary[key] = row["steady_ms"]["p50"]
     touches = [1e3 * (s.load_s + s.slot_s) for s in done.stalls if s.rank == 8 and s.asked]
-    summary["first_touch_p99_ms_r8"] = _round(percentile(touches, 99))
+    summary["first_touch_p99_ms_r8"] = significant(percentile(touches, 99))
     for count in counts:
         ttfts = [1e3 * one.ttft_s for one in done.played if one.registered == count]
-        summary[f"ttft_p99_ms_{count}"] = _round(percentile(ttfts, 99))
+        summary[f"ttft_p99_ms_{count}"] = significant(percentile(ttfts, 99))
     return SuiteResult(
         rows=[*_throughput_rows(done, counts), *_latency_rows(done, counts), *_stall_rows(done)],
         summary={**summary, **done.facts},
@@ -88,15 +88,6 @@ def against_fewest(runs: Sequence[Saturated], count: int, *, warm: bool = True) 
     rates = {(run.registered, run.round): run.tokens / run.seconds for run in runs}
     rounds = sorted(r for n, r in rates if n == count and (fewest, r) in rates)
     return [rates[count, r] / rates[fewest, r] for r in rounds]
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
-
-
-def spread(values: Sequence[float], percents: Sequence[int] = (20, 50, 80)) -> Mapping[str, Any]:
-    """Returns percentiles by name."""
-    return {f"p{q}": _round(percentile(values, q)) for q in percents}
 
 
 def _throughput_rows(done: Churn, counts: Sequence[int]) -> list[dict[str, Any]]:

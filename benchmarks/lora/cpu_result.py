@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..charts import Bar, BarPanel, bar_chart
-from ..load.statistics import percentile
+from ..load.statistics import percentile, significant, spread
 from ..suite import SuiteResult
 
 COLOURS = {"stock vLLM": "#b8bfca", "lorebase": "#2f6fb5", "no LoRA": "#4b9b6e"}
@@ -101,24 +101,16 @@ def summarise(
             found = ratios(samples, (workload, ranks, adapters), arm, per_wall)
             if found and adapters == max(n for _, _, n in cells):
                 key = f"{workload}_{ranks}_{adapters}"
-                summary[f"{key}_vs_{name}"] = _round(percentile(found, 50))
+                summary[f"{key}_vs_{name}"] = significant(percentile(found, 50))
                 if arm == "none" and workload == "decode":
                     extra = extra_ms(samples, (workload, ranks, adapters))
-                    summary[f"{key}_ms_over_nolora"] = _round(percentile(extra, 50))
+                    summary[f"{key}_ms_over_nolora"] = significant(percentile(extra, 50))
     return SuiteResult(
         rows=[*(row for cell in cells for row in _rows(samples, cell)), *alone],
         summary={**summary, **facts},
         figure_svg=_figure(samples),
         failures=failures,
     )
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
-
-
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{q}": _round(percentile(values, q)) for q in (20, 50, 80)}
 
 
 def _rows(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[dict[str, Any]]:
@@ -134,8 +126,8 @@ def _rows(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[dict[st
                 **head,
                 "arm": arm,
                 "tokens_per_sample": of[0].tokens,
-                "tokens_per_s": _spread([per_wall(s) for s in of]),
-                "tokens_per_cpu_s": _spread([per_cpu(s) for s in of]),
+                "tokens_per_s": spread([per_wall(s) for s in of]),
+                "tokens_per_cpu_s": spread([per_cpu(s) for s in of]),
                 "wall_s": [round(s.wall_s, 4) for s in of],
                 "cpu_s": [round(s.cpu_s, 4) for s in of],
             }
@@ -150,8 +142,8 @@ def _rows(samples: Sequence[Sample], cell: tuple[str, str, int]) -> list[dict[st
                     "of": of,
                     "over": over,
                     "rounds": [round(one, 3) for one in walls],
-                    "wall": _spread(walls),
-                    "cpu": _spread(ratios(samples, cell, over, per_cpu, of=of)),
+                    "wall": spread(walls),
+                    "cpu": spread(ratios(samples, cell, over, per_cpu, of=of)),
                 }
             )
     return rows

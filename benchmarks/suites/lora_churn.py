@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, cast
 
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.load.statistics import spread
 from benchmarks.lora.arm import Arm, EnginePlan
 from benchmarks.lora.churn import BASE_ID, FILES, Client, Registered, rank_of, trace
-from benchmarks.lora.churn_result import Churn, Saturated, Stall, spread, summarise
+from benchmarks.lora.churn_result import Churn, Saturated, Stall, summarise
 from benchmarks.lora.rounds import rotated
 from benchmarks.lora.world import BIG, TINY, BaseShape, make_base, merged, shortfall
 from benchmarks.suite import SuiteContext, SuiteResult

@@ -46,7 +46,7 @@ class Work:
 
     decode_steps: int
     prefill_requests: int
-    """A whole number of the engine's steps of 1,024 tokens."""
+    """A whole number of the engine's steps, which have `STEP_TOKENS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
