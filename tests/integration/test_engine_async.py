@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from logging.handlers import QueueHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -195,6 +196,32 @@ async def test_an_engine_that_gets_no_side_channel_serves_without(
     assert not address.parent.exists()
     assert ("no side channel" in caplog.text) == (failure is not None)
     assert await driver.claim("name", 1, "path") is None
+
+
+@pytest.mark.parametrize("unfinished", [0, 1])
+async def test_who_passes_answers_on_ends_before_an_idle_core_and_after_a_busy_one(
+    unfinished: int,
+) -> None:
+    from lorebase.serving.engine.vllm_async import AsyncDriver
+
+    ended = []
+
+    class Core:
+        def __init__(self) -> None:
+            self.output_handler = asyncio.create_task(asyncio.sleep(60))
+            context = SimpleNamespace(destroy=lambda linger: None)
+            self.engine_core = SimpleNamespace(resources=SimpleNamespace(ctx=context))
+
+        def get_num_unfinished_requests(self) -> int:
+            return unfinished
+
+        def shutdown(self) -> None:
+            ended.append(self.output_handler.cancelling() > 0 or self.output_handler.done())
+
+    core = Core()
+    await AsyncDriver(core).shutdown()  # type: ignore[arg-type]
+    assert ended == [unfinished == 0]
+    core.output_handler.cancel()
 
 
 ORPHAN = """
